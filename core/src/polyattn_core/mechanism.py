@@ -1,0 +1,509 @@
+"""The protocol of an attention mechanism, and the base class that does its house-keeping.
+
+A mechanism is called at one of two levels:
+
+* model level, ``mechanism(query, key, value)`` with arrays (…, tokens, dim): heads are split,
+  attended and merged;
+* head level, ``mechanism.attend(query, key, value)`` with arrays (…, heads, tokens, head size).
+
+Both have a differentiated form, `vjp` and `attend_vjp`, that returns the output and a pullback.
+A subclass implements :meth:`Mechanism._forward` on arrays of one canonical layout, and what else
+its capabilities declare.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from . import diagnostics, resolver
+from .arrays import (
+    Array,
+    as_array,
+    canonical,
+    check_qkv,
+    compute_dtype,
+    lead_shape,
+    merge_heads,
+    split_heads,
+    unbroadcast,
+)
+from .config import AttentionConfig
+from .errors import ArgumentError, CapabilityError, MaskError, MissingInputError, ShapeError
+from .masks import Causal, Dense, Mask, MaskShape
+from .parameters import Parameters, as_seed
+from .partial import PartialState
+from .spec import MechanismSpec
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """What users may rely on. :class:`Mechanism` provides it; plugins may provide it otherwise."""
+
+    @property
+    def name(self) -> str: ...
+    def __call__(self, query: Any, key: Any = None, value: Any = None, **options: Any) -> Array: ...
+    def attend(self, query: Any, key: Any, value: Any, **options: Any) -> Array: ...
+
+
+@dataclass(slots=True)
+class Call:
+    """One call in canonical form: arrays (batch, heads, tokens, size) in the compute dtype."""
+
+    query: Array
+    key: Array
+    value: Array
+    shape: MaskShape
+    mask: Mask | None = None
+    bias: Array | None = None
+    """As passed, in the compute dtype: (…, heads, queries, keys), not broadcast."""
+    seed: int | None = None
+    """Seed of dropout, where it acts."""
+    side: Mapping[str, Any] = field(default_factory=dict)
+    key_start: int = 0
+    """Position of the first key passed, where only some of `shape.keys` are."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype that is computed in."""
+        return self.query.dtype
+
+
+@dataclass(slots=True)
+class Gradients:
+    """What a pullback returns; each array has the shape and dtype of its input."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None = None
+    parameters: dict[str, Array] = field(default_factory=dict)
+    side: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Observation:
+    """An output with the statistics that were asked for; the others are None."""
+
+    output: Array
+    weights: Array | None = None
+    log_sum_exp: Array | None = None
+    entropy: Array | None = None
+    column_mass: Array | None = None
+
+
+Pullback = Callable[[Array], Gradients]
+
+
+class Mechanism(ABC):
+    """Base class of attention mechanisms.
+
+    Parameters
+    ----------
+    config
+        A validated instance of the mechanism's schema.
+    spec
+        The spec it was created from; sets its name and capabilities.
+    """
+
+    spec: ClassVar[MechanismSpec] | MechanismSpec
+
+    def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
+        self.config = config
+        self.spec = spec
+        self.capabilities = spec.capabilities
+        self._side_names = frozenset(s.name for s in spec.capabilities.side_inputs)
+        self._masks = frozenset(spec.capabilities.masks)
+        self.parameters = Parameters(self._initial_parameters(np.random.default_rng(0)))
+
+    # ---- what subclasses implement ----------------------------------------------------------
+
+    @abstractmethod
+    def _forward(self, call: Call) -> Array:
+        """The output (batch, heads, queries, value size)."""
+
+    def _vjp(self, call: Call) -> tuple[Array, Pullback]:
+        """The output and a pullback of canonical gradients. Where `gradient` is declared."""
+        raise self._lacks("gradients")
+
+    def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
+        """The output and canonical statistics. Where `statistics` are declared."""
+        raise self._lacks("statistics")
+
+    def _partial(self, call: Call) -> PartialState:
+        """A mergeable state over some of the keys. Where `partial` is declared."""
+        raise self._lacks("partial results")
+
+    def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        """Freshly initialised learned arrays."""
+        return {}
+
+    # ---- head level -------------------------------------------------------------------------
+
+    def attend(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        *,
+        mask: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        rng: Any = None,
+        **side: Any,
+    ) -> Array:
+        """Attend, head by head.
+
+        Parameters
+        ----------
+        query, key, value
+            (…, heads, queries, size), (…, key heads, keys, size), (…, key heads, keys, value
+            size). Leading axes broadcast; key heads divide heads.
+        mask
+            A mask of :mod:`polyattn_core.masks`, or a boolean array, True where visible.
+        bias
+            Added to the scores; broadcasts to (…, heads, queries, keys).
+        training
+            Dropout acts only then.
+        rng
+            Seed or generator of dropout.
+        **side
+            Side inputs that the mechanism declares.
+
+        Returns
+        -------
+        (…, heads, queries, value size) in the dtype of the query; 0 where nothing is visible.
+        """
+        if diagnostics.bus.wanted(diagnostics.AttentionComputed):
+            return self._attend_measured(query, key, value, mask, bias, training, rng, side)
+        call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
+        return _restore(self._forward(call), lead, dtype)
+
+    def attend_vjp(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        *,
+        mask: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        rng: Any = None,
+        **side: Any,
+    ) -> tuple[Array, Pullback]:
+        """`attend`, and a function from the gradient by the output to gradients by the inputs."""
+        if not self.capabilities.gradient:
+            raise self._lacks("gradients", "gradient")
+        call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
+        inputs = [np.asarray(x) for x in (query, key, value)]
+        bias_array = None if bias is None else np.asarray(bias)
+        canonical_output, pull = self._vjp(call)
+        output = _restore(canonical_output, lead, dtype)
+
+        def pullback(gradient: Any) -> Gradients:
+            incoming = as_array(gradient, "gradient")
+            if incoming.shape != output.shape:
+                raise ShapeError("gradient", incoming.shape, f"the output's shape {output.shape}")
+            found = pull(canonical(incoming, lead, call.dtype))
+            arrays = [
+                unbroadcast(
+                    _restore(g, lead, g.dtype), x.shape
+                ).astype(x.dtype if x.dtype.kind == "f" or x.dtype.name == "bfloat16" else g.dtype)
+                for g, x in zip((found.query, found.key, found.value), inputs, strict=True)
+            ]
+            if bias_array is not None and found.bias is not None:
+                found.bias = found.bias.astype(bias_array.dtype).reshape(bias_array.shape)
+            return Gradients(*arrays, found.bias, found.parameters, found.side)
+
+        return output, pullback
+
+    def observe(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        *statistics: str,
+        mask: Any = None,
+        bias: Any = None,
+        **side: Any,
+    ) -> Observation:
+        """`attend`, with statistics of the weights.
+
+        Of `weights` (…, heads, queries, keys), which is the only one of that size; `log_sum_exp`
+        and `entropy` in nats (…, heads, queries); `column_mass` (…, heads, keys), the sum of the
+        weights that each key received.
+        """
+        for name in statistics:
+            if name not in self.capabilities.statistics:
+                if name in Observation.__dataclass_fields__ and name != "output":
+                    raise self._lacks(f"the statistic {name!r}", "statistics", name)
+                known = ", ".join(self.capabilities.statistics) or "none for this mechanism"
+                raise ArgumentError("statistics", name, known)
+        call, lead, dtype = self._prepare(query, key, value, mask, bias, False, None, side)
+        output, found = self._observe(call, frozenset(statistics))
+        restored = {name: _restore(array, lead, array.dtype) for name, array in found.items()}
+        return Observation(_restore(output, lead, dtype), **restored)
+
+    def attend_partial(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        *,
+        start: int = 0,
+        total: int | None = None,
+        mask: Any = None,
+        **side: Any,
+    ) -> PartialState:
+        """Attend to some of the keys: those at positions `start` … of `total` in all.
+
+        The states of disjoint parts merge in any order: ``a.merge(b).finish()``.
+        """
+        if not self.capabilities.partial:
+            raise self._lacks("partial results", "partial")
+        call, lead, dtype = self._prepare(
+            query, key, value, mask, None, False, None, side, start, total
+        )
+        state = self._partial(call)
+        return PartialState(
+            _restore(state.output, lead, state.output.dtype),
+            _restore(state.log_sum_exp, lead, state.log_sum_exp.dtype),
+            state.sink,
+            dtype,
+        )
+
+    # ---- model level ------------------------------------------------------------------------
+
+    def __call__(self, query: Any, key: Any = None, value: Any = None, **options: Any) -> Array:
+        """Attend with arrays (…, tokens, dim); keys default to the query, values to the keys.
+
+        A query (dim,) with keys (keys, dim) and values (keys, width) is the single-query form of
+        vector search and returns (width,). Options are those of :meth:`attend`.
+        """
+        q, k, v, single = self._split(query, key, value)
+        merged = merge_heads(self.attend(q, k, v, **options))
+        return merged[0] if single else merged
+
+    def vjp(
+        self, query: Any, key: Any = None, value: Any = None, **options: Any
+    ) -> tuple[Array, Pullback]:
+        """`__call__`, and a pullback.
+
+        Where keys or values default to another input, its gradient holds theirs too, and theirs
+        are the parts.
+        """
+        q, k, v, single = self._split(query, key, value)
+        output, pull = self.attend_vjp(q, k, v, **options)
+        merged = merge_heads(output)
+        heads = self.config.heads
+
+        def pullback(gradient: Any) -> Gradients:
+            incoming = as_array(gradient, "gradient")
+            expected = merged[0].shape if single else merged.shape
+            if incoming.shape != expected:
+                raise ShapeError("gradient", incoming.shape, f"the output's shape {expected}")
+            found = pull(split_heads(incoming[None] if single else incoming, heads, "gradient"))
+            d_query, d_key, d_value = (
+                merge_heads(x) for x in (found.query, found.key, found.value)
+            )
+            if single:
+                d_query = d_query[0]
+            if value is None:
+                d_key = d_key + d_value
+            if key is None:
+                d_query = d_query + d_key
+            return Gradients(d_query, d_key, d_value, found.bias, found.parameters, found.side)
+
+        return merged[0] if single else merged, pullback
+
+    # ---- state ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """`family/name` of the mechanism."""
+        return self.spec.full_name
+
+    def initialise(self, rng: Any) -> None:
+        """Set all parameters to fresh values from a seed or generator."""
+        self.parameters.update(self._initial_parameters(np.random.default_rng(rng)))
+
+    def __repr__(self) -> str:
+        defaults = {n: f.default for n, f in type(self.config).model_fields.items()}
+        chosen = {n: v for n, v in self.config if v != defaults[n]}
+        options = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+        return f"{self.name}({options})"
+
+    # ---- house-keeping ----------------------------------------------------------------------
+
+    def _lacks(
+        self, what: str, capability: str = "", value: object = True
+    ) -> CapabilityError:
+        found = resolver.alternatives(capability, value) if capability else ()
+        return CapabilityError(self.name, what, found)
+
+    def _split(self, query: Any, key: Any, value: Any) -> tuple[Array, Array, Array, bool]:
+        query = as_array(query, "query")
+        key = query if key is None else as_array(key, "key")
+        value = key if value is None else as_array(value, "value")
+        single = query.ndim == 1
+        if single:
+            query = query[None]
+        for argument, array in (("query", query), ("key", key), ("value", value)):
+            if array.ndim < 2:
+                raise ShapeError(argument, array.shape, "at least 2 axes: (..., tokens, width)")
+        config = self.config
+        if query.shape[-1] != config.dim:
+            raise ShapeError("query", query.shape, f"a last axis of dim={config.dim}")
+        width = config.head_dim * config.key_heads
+        if key.shape[-1] != width:
+            raise ShapeError("key", key.shape, f"a last axis of {width}")
+        if config.heads == 1:
+            return query[..., None, :, :], key[..., None, :, :], value[..., None, :, :], single
+        return (
+            split_heads(query, config.heads, "query"),
+            split_heads(key, config.key_heads, "key"),
+            split_heads(value, config.key_heads, "value"),
+            single,
+        )
+
+    def _prepare(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        bias: Any,
+        training: bool,
+        rng: Any,
+        side: Mapping[str, Any],
+        start: int = 0,
+        total: int | None = None,
+    ) -> tuple[Call, tuple[int, ...], np.dtype[Any]]:
+        query = as_array(query, "query")
+        key = as_array(key, "key")
+        value = as_array(value, "value")
+        check_qkv(query, key, value)
+        dtype = query.dtype
+        if dtype.name not in self.capabilities.dtypes:
+            raise self._lacks(dtype.name, "dtypes", dtype.name)
+        if not self.capabilities.grouped and key.shape[-3] != query.shape[-3]:
+            raise self._lacks("fewer key heads than query heads", "grouped")
+        if not self.capabilities.cross and key.shape[-2] != query.shape[-2]:
+            raise self._lacks("another number of keys than of queries", "cross")
+        lead = lead_shape(query, key, value)
+        if 0 in lead:
+            raise ShapeError("query, key, value", lead, "no empty leading axis")
+        working = compute_dtype(dtype, "query")
+        keys = key.shape[-2]
+        if start or total is not None:
+            total = start + keys if total is None else total
+            if not (isinstance(start, int) and 0 <= start and start + keys <= total):
+                raise ArgumentError(
+                    "start, total", (start, total), f"0 ≤ start and start + {keys} keys ≤ total"
+                )
+            keys = total
+        shape = MaskShape(lead, query.shape[-3], query.shape[-2], keys)
+        call = Call(
+            canonical(query, lead, working),
+            canonical(key, lead, working),
+            canonical(value, lead, working),
+            shape,
+            key_start=start,
+        )
+        call.mask = self._combined_mask(mask)
+        if bias is not None:
+            call.bias = self._checked_bias(bias, shape, working)
+        if training and getattr(self.config, "dropout", 0):
+            if rng is None:
+                raise ArgumentError("rng", rng, "a seed or generator: dropout is on in training")
+            call.seed = as_seed(rng)
+        if side or self._side_names:
+            call.side = self._checked_side(side)
+        return call, lead, dtype
+
+    def _combined_mask(self, mask: Any) -> Mask | None:
+        """The mask of the call together with that of the configuration."""
+        own = self._own_mask()
+        if mask is None:
+            return own
+        if isinstance(mask, np.ndarray):
+            mask = Dense(mask)
+        if not isinstance(mask, Mask):
+            raise MaskError(
+                "mask", mask, "a mask of polyattn.masks, or a boolean array; numbers to be added "
+                "to scores are passed as bias="
+            )
+        if not self._masks >= mask.kinds:
+            unknown = sorted(mask.kinds - self._masks)[0]
+            raise self._lacks(f"{unknown} masks", "masks", unknown)
+        return mask if own is None else own & mask
+
+    def _own_mask(self) -> Mask | None:
+        """The mask that the configuration implies."""
+        if getattr(self.config, "causal", False):
+            return Causal()
+        return None
+
+    def _checked_bias(self, bias: Any, shape: MaskShape, dtype: np.dtype[Any]) -> Array:
+        if not self.capabilities.bias:
+            raise self._lacks("an additive bias", "bias")
+        array = as_array(bias, "bias")
+        full = (*shape.lead, shape.heads, shape.queries, shape.keys)
+        try:
+            fits = np.broadcast_shapes(array.shape, full) == full
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ShapeError("bias", array.shape, f"a shape that broadcasts to {full}")
+        return array.astype(dtype, copy=False)
+
+    def _checked_side(self, side: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in side:
+            if name not in self._side_names:
+                known = ", ".join(sorted(self._side_names)) or "none"
+                raise ArgumentError(
+                    name, "an argument", f"mask, bias, training, rng or its side inputs ({known})"
+                )
+        for declared in self.capabilities.side_inputs:
+            if declared.required and side.get(declared.name) is None:
+                raise MissingInputError(
+                    self.name, declared.name, f"{declared.description}, {declared.shape}"
+                )
+        return side
+
+    def _attend_measured(
+        self, query: Any, key: Any, value: Any, mask: Any, bias: Any, training: bool, rng: Any,
+        side: Mapping[str, Any],
+    ) -> Array:  # fmt: skip
+        start = time.perf_counter()
+        call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
+        output = _restore(self._forward(call), lead, dtype)
+        seconds = time.perf_counter() - start
+        statistics: dict[str, float] = {}
+        if "entropy" in self.capabilities.statistics:
+            _, found = self._observe(call, frozenset(("entropy",)))
+            statistics["entropy"] = float(found["entropy"].mean())
+        diagnostics.publish(
+            diagnostics.AttentionComputed(
+                name=self.name,
+                query_shape=np.shape(query),
+                key_shape=np.shape(key),
+                value_shape=np.shape(value),
+                dtype=str(dtype),
+                seconds=seconds,
+                statistics=statistics,
+            )
+        )
+        return output
+
+
+def _restore(array: Array, lead: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Canonical (batch, …) back to (*lead, …) in the caller's dtype."""
+    if len(lead) != 1:
+        array = array.reshape((*lead, *array.shape[1:]))
+    return array if array.dtype == dtype else array.astype(dtype)

@@ -1,0 +1,122 @@
+"""Positions: rotary embeddings of queries and keys, and biases that depend on the distance.
+
+None of these is a mechanism: each combines with every mechanism whose rule allows it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from .config import Schema
+from .errors import ArgumentError
+
+Array = npt.NDArray[Any]
+
+
+class Rope(Schema):
+    """Rotary position embedding (arXiv:2104.09864): pairs of coordinates turn with the position.
+
+    Pair p of a position n turns by n · base^(−2p/size).
+    """
+
+    kind: Literal["rope"] = "rope"
+    base: float = Field(default=10_000.0, gt=1)
+    """Wavelengths reach 2π·base."""
+    interleaved: bool = False
+    """Pair neighbouring coordinates, rather than coordinates half the size apart."""
+    size: int | None = Field(default=None, ge=2, multiple_of=2)
+    """Turn only the first coordinates of each head, so many; all by default."""
+    factor: float = Field(default=1.0, ge=1)
+    """Linear scaling: positions are divided by it (arXiv:2306.15595)."""
+
+
+class Alibi(Schema):
+    """Attention with linear biases (arXiv:2108.12409): −slope · |distance|, one slope a head."""
+
+    kind: Literal["alibi"] = "alibi"
+
+
+class T5Bias(Schema):
+    """Relative position bias of T5 (arXiv:1910.10683): a learned number for each distance bucket.
+
+    The parameter `position.table` (heads, buckets) holds the numbers.
+    """
+
+    kind: Literal["t5"] = "t5"
+    buckets: int = Field(default=32, ge=2)
+    """Half of them for exact small distances, the others growing logarithmically."""
+    max_distance: int = Field(default=128, ge=2)
+    """Distances beyond share the last bucket."""
+    bidirectional: bool = True
+    """Buckets of their own for keys after the query; otherwise these share the first."""
+
+
+Position = Annotated[Rope | Alibi | T5Bias, Field(discriminator="kind")]
+
+
+def rotate(array: Array, positions: Array, rope: Rope, *, inverse: bool = False) -> Array:
+    """Turn the pairs of coordinates of `array` (…, tokens, size) by their angles.
+
+    `positions` (tokens) or broadcasting to (…, tokens). `inverse` turns back, which is also the
+    pullback.
+    """
+    turned = rope.size or array.shape[-1]
+    if turned % 2 or turned > array.shape[-1]:
+        raise ArgumentError(
+            "position.size", turned, f"an even number of at most the head size {array.shape[-1]}"
+        )
+    frequency = rope.base ** (-np.arange(0, turned, 2) / turned) / rope.factor
+    angle = np.asarray(positions, float)[..., None] * (-frequency if inverse else frequency)
+    cosine, sine = np.cos(angle).astype(array.dtype), np.sin(angle).astype(array.dtype)
+    result = np.array(array)
+    if rope.interleaved:
+        first, second = slice(0, turned, 2), slice(1, turned, 2)
+    else:
+        first, second = slice(0, turned // 2), slice(turned // 2, turned)
+    x, y = array[..., first], array[..., second]
+    result[..., first] = x * cosine - y * sine
+    result[..., second] = x * sine + y * cosine
+    return result
+
+
+def alibi_slopes(heads: int) -> Array:
+    """The paper's slopes: a geometric sequence from 2^(−8/heads); interpolated between powers of 2."""
+
+    def sequence(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / count) for i in range(count)]
+
+    whole = 2 ** math.floor(math.log2(heads))
+    return np.array(sequence(whole) + sequence(2 * whole)[0::2][: heads - whole])
+
+
+def distances(queries: int, keys: int) -> Array:
+    """All distances key − query that occur, ascending: (queries + keys − 1,).
+
+    With more keys than queries the last query is at the last key.
+    """
+    return np.arange(queries + keys - 1) - (keys - 1)
+
+
+def t5_buckets(distance: Array, bias: T5Bias) -> Array:
+    """The bucket of each distance key − query."""
+    buckets = bias.buckets
+    result = np.zeros(distance.shape, np.int64)
+    if bias.bidirectional:
+        buckets //= 2
+        result += (distance > 0) * buckets
+        size = np.abs(distance)
+    else:
+        size = np.maximum(-distance, 0)
+    exact = buckets // 2
+    with np.errstate(divide="ignore"):
+        logarithmic = exact + (
+            np.log(np.maximum(size, 1) / max(exact, 1))
+            / math.log(bias.max_distance / max(exact, 1))
+            * (buckets - exact)
+        ).astype(np.int64)
+    return result + np.where(size < exact, size, np.minimum(logarithmic, buckets - 1))

@@ -1,0 +1,372 @@
+"""Gradients by recomputation: nothing of size queries × keys is kept from the forward pass.
+
+With weights P, output gradient dO and dP = dO·Vᵀ, every normaliser here has
+
+    dS = G ∘ (dP − δ),   δᵢ = Σⱼ Gᵢⱼ dPᵢⱼ / Σⱼ Gᵢⱼ
+
+where G is P for the soft-max (so that δ = rowsum(dO ∘ O)), 1 on the support for sparsemax and √P for
+entmax-1.5. Element-wise weights have δ = 0 and leave the derivative to their rule.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba.core import types
+
+from . import target
+from .jit import Kernel, inline
+from .masking import EMPTY, PARTIAL, PLACE_SIZE
+from .mathematics import exp
+from .rules import call_backward
+from .scores import (
+    ELEMENTWISE,
+    ENTMAX15,
+    SOFTPICK,
+    SPARSEMAX,
+    Problem,
+    aligned_start,
+    counter_type,
+    kept,
+    problem_types,
+    score_operations,
+    take_task,
+)
+from .tiles import tile_operations
+from .weights import weight_operations
+
+
+@functools.cache
+def backward_kernel(dtype: str) -> Kernel:
+    """The kernel of gradients of a dtype.
+
+    Its arguments after the problem: `first` and `second`, which the forward kernel left;
+    `d_out` (batch, heads, queries, value size); `delta` (batch, heads, queries), the δ of the
+    soft-max; then, all to be passed filled with zeros, `d_query` (chunks, batch, heads, queries,
+    size), `d_key` and `d_value` (batch, key heads, keys, size padded to whole vectors), `d_bias`
+    (units or 1, …) with the strides of the bias, `d_rows` (chunks, statistics, batch, heads,
+    queries), `d_columns` like the column statistics, `d_parameters` (units, heads, parameters);
+    and the counter. A unit of work is one key head with one chunk of the keys; units share nothing
+    that they write, unless `d_bias` has one slot for several, when only one thread may run.
+    """
+    tile = target.tile(dtype)
+    wide, deep, lanes, tall = tile.queries, tile.keys, tile.lanes, tile.rows
+    number = np.dtype(dtype).type
+    zero, one, half = number(0), number(1), number(0.5)
+    ops, scores_of, weights_of = tile_operations(dtype), score_operations(dtype), weight_operations(dtype)
+    pack, pack_rows, products = scores_of.pack, scores_of.pack_rows, scores_of.products
+    score_tile, finite, visible_keys = scores_of.score_tile, scores_of.finite, scores_of.visible_keys
+    pack_state, recompute = weights_of.pack_state, weights_of.recompute
+    value_product, value_product_1 = ops.value_product, ops.value_product_1
+    lane_product, lane_product_1 = ops.lane_product, ops.lane_product_1
+    narrow, narrow_1 = ops.lane_product_narrow, ops.lane_product_narrow_1
+    stage_size = deep * wide
+
+    @inline
+    def lay_rows(array, b, h, first, count, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
+        """Copy rows to scratch[to + j · padded], zeros behind and below; `clean` drops non-finite."""
+        size = array.shape[3]
+        for x in range(wide * padded):
+            scratch[to + x] = zero
+        for j in range(count):
+            for d in range(size):
+                x = array[b, h, first + j, d]
+                if clean and not np.isfinite(x):
+                    x = zero
+                scratch[to + j * padded + d] = x * factor
+
+    @inline
+    def add_outer(scratch, left, right, out, at, nk, padded):  # type: ignore[no-untyped-def]
+        """out[key, :] += left[key, lanes] · right[lanes, :] for the keys of a tile."""
+        d = 0
+        while d + wide <= padded:
+            i = 0
+            while i + tall <= nk:
+                lane_product(
+                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
+                )
+                i += tall
+            while i < nk:
+                lane_product_1(
+                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
+                )
+                i += 1
+            d += wide
+        while d < padded:
+            i = 0
+            while i + tall <= nk:
+                narrow(
+                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
+                )
+                i += tall
+            while i < nk:
+                narrow_1(
+                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
+                )
+                i += 1
+            d += lanes
+
+    @inline
+    def to_query(key, found, b, h, k0, nk, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
+        """output[d, lane] += key[:, d] · gradient[:, lane]."""
+        step = key.strides[2] // key.itemsize
+        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
+        size = key.shape[3]
+        if found == PARTIAL and not finite(key, b, h, k0, nk):
+            for i in range(nk):
+                for d in range(size):
+                    x = key[b, h, k0 + i, d]
+                    scratch[safe + i * size + d] = x if np.isfinite(x) else zero
+            for d in range(size):
+                value_product_1(
+                    scratch, safe + d, size, scratch, gradient, output + d * wide, ones, nk
+                )
+            return
+        d = 0
+        while d + tall <= size:
+            value_product(key, at + d, step, scratch, gradient, output + d * wide, ones, nk)
+            d += tall
+        while d < size:
+            value_product_1(key, at + d, step, scratch, gradient, output + d * wide, ones, nk)
+            d += 1
+
+    @inline
+    def slope(normaliser, weight):  # type: ignore[no-untyped-def]
+        """G of sparsemax and entmax-1.5 from the weight."""
+        if normaliser == SPARSEMAX:
+            return one if weight > zero else zero
+        return np.sqrt(weight)
+
+    @inline
+    def drop_both(p, b, h, q0, k0, nk, scratch, weights, gradient, dropped):  # type: ignore[no-untyped-def]
+        """Dropout of the forward pass again: on a copy of the weights, and on dP."""
+        keep = p.numbers[1]
+        for i in range(nk):
+            at = i * wide
+            for j in range(wide):
+                factor = zero
+                if kept(p.plan[5], b, h, q0 + j, p.plan[1] + k0 + i, keep):
+                    factor = one / keep
+                scratch[dropped + at + j] = scratch[weights + at + j] * factor
+                scratch[gradient + at + j] *= factor
+
+    @inline
+    def through_rules(  # type: ignore[no-untyped-def]
+        p, low, high, b, h, key_head, unit, q0, k0, nk, scratch, stages, gradient, rowed, d_rowed,
+        d_columns, d_parameters, meta,
+    ):  # fmt: skip
+        """Take the gradient from after rule `high` − 1 to before rule `low`."""
+        meta[0], meta[1], meta[2], meta[3], meta[4] = b, h, q0, k0 + p.plan[1], nk
+        batches, key_heads, keys = p.key.shape[0], p.key.shape[1], p.key.shape[2]
+        width = p.parameters.shape[1]
+        for r in range(high - 1, low - 1, -1):
+            row = max(p.rules[r, 2], 0) * wide
+            column = 0
+            if p.rules[r, 3] >= 0:
+                column = ((p.rules[r, 3] * batches + b) * key_heads + key_head) * keys + k0
+            call_backward(
+                p.rules[r, 1], scratch, stages + r * stage_size, gradient, meta, rowed + row,
+                p.columns, column, p.parameters, h * width + p.rules[r, 4], d_rowed + row,
+                d_columns, column, d_parameters,
+                (unit * p.parameters.shape[0] + h) * width + p.rules[r, 4],
+            )  # fmt: skip
+
+    def backward(
+        query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
+        steps, integers, octets, sink, first, second, d_out, delta, d_query, d_key, d_value,
+        d_bias, d_rows, d_columns, d_parameters, counter,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        p = Problem(
+            query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
+            steps, integers, octets, sink,
+        )  # fmt: skip
+        batches, heads, queries, size = query.shape
+        key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
+        group = heads // key_heads
+        chunks = d_query.shape[0]
+        total = batches * key_heads * chunks
+        normaliser = plan[0]
+        chain = rules.shape[0]
+        size_padded, value_padded = d_key.shape[3], d_value.shape[3]
+        flat_key, flat_value = d_key.reshape(d_key.size), d_value.reshape(d_value.size)
+        flat_columns = d_columns.reshape(d_columns.size)
+        flat_parameters = d_parameters.reshape(d_parameters.size)
+        implicit = normaliser == SPARSEMAX or normaliser == ENTMAX15
+
+        row_space = max(rows.shape[0], 1) * wide
+        lines = size + value_size + size + (4 + chain) * deep + 8
+        length = lines * wide + 2 * row_space
+        length += wide * (size_padded + value_padded) + deep * max(size, value_size)
+        scratch = np.empty(length + 64, number)
+        packed = aligned_start(scratch)
+        packed_out = packed + size * wide
+        to_q = packed_out + value_size * wide
+        scores = to_q + size * wide
+        incoming = scores + stage_size
+        dropped = incoming + stage_size
+        final = dropped + stage_size
+        stages = final + stage_size
+        state = stages + chain * stage_size
+        dummy, ones, deltas = state + 2 * wide, state + 3 * wide, state + 4 * wide
+        sums = state + 5 * wide
+        rowed = state + 8 * wide
+        d_rowed = rowed + row_space
+        laid = d_rowed + row_space
+        laid_out = laid + wide * size_padded
+        safe = laid_out + wide * value_padded
+        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
+        place = np.empty(PLACE_SIZE, np.int64)
+        meta = np.empty(5, np.int64)
+        for j in range(wide):
+            scratch[ones + j] = one
+
+        span = (keys + chunks - 1) // chunks
+        span = (span + deep - 1) // deep * deep
+        while True:
+            task = take_task(counter)
+            if task >= total:
+                break
+            b = task // (key_heads * chunks)
+            key_head = task // chunks % key_heads
+            chunk = task % chunks
+            for x in range(group * ((queries + wide - 1) // wide)):
+                h = key_head * group + x % group
+                q0 = x // group * wide
+                nq = min(wide, queries - q0)
+                start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
+                low, high = max(start, chunk * span), min(stop, (chunk + 1) * span)
+                if low >= high:
+                    continue
+                pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+                pack(d_out, b, h, q0, nq, one, scratch, packed_out)
+                lay_rows(query, b, h, q0, nq, numbers[0], True, scratch, laid, size_padded)
+                lay_rows(d_out, b, h, q0, nq, one, False, scratch, laid_out, value_padded)
+                pack_rows(rows, b, h, q0, nq, scratch, rowed)
+                pack_state(first, second, b, h, q0, nq, scratch, state)
+                for y in range(row_space):
+                    scratch[d_rowed + y] = zero
+                for y in range(size * wide):
+                    scratch[to_q + y] = zero
+                for j in range(wide):
+                    scratch[deltas + j] = delta[b, h, q0 + j] if j < nq else zero
+                # Sparsemax and entmax need δ from all keys first.
+                for turn in range(2 if implicit else 1):
+                    gathering = implicit and turn == 0
+                    if gathering:
+                        for j in range(wide):
+                            scratch[deltas + j] = zero
+                            scratch[sums + j] = zero
+                    begin, end = (start, stop) if gathering else (low, high)
+                    for k0 in range(begin, end, deep):
+                        nk = min(deep, end - k0)
+                        found = score_tile(
+                            p, b, h, q0, nq, k0, nk, scratch, packed, scores, dummy, rowed,
+                            stages, place, stack, seen, meta, False,
+                        )  # fmt: skip
+                        if found == EMPTY:
+                            continue
+                        if normaliser == SOFTPICK:
+                            for y in range(nk * wide):
+                                scratch[final + y] = scratch[scores + y]
+                        recompute(
+                            p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, stages,
+                            seen, meta,
+                        )  # fmt: skip
+                        products(
+                            value, b, key_head, k0, nk, scratch, packed_out, incoming, dummy
+                        )
+                        weights = scores
+                        if plan[5] >= 0:
+                            drop_both(
+                                p, b, h, q0, k0, nk, scratch, scores, incoming, dropped
+                            )
+                            weights = dropped
+                        if gathering:
+                            for i in range(nk):
+                                at = i * wide
+                                for j in range(wide):
+                                    part = slope(normaliser, scratch[scores + at + j])
+                                    if part > zero:
+                                        scratch[deltas + j] += part * scratch[incoming + at + j]
+                                        scratch[sums + j] += part
+                            continue
+                        add_outer(
+                            scratch, weights, laid_out, flat_value,
+                            ((b * key_heads + key_head) * keys + k0) * value_padded, nk,
+                            value_padded,
+                        )  # fmt: skip
+                        for i in range(nk):
+                            at = i * wide
+                            for j in range(wide):
+                                weight = scratch[scores + at + j]
+                                upstream = scratch[incoming + at + j]
+                                if normaliser == ELEMENTWISE:
+                                    result = upstream
+                                elif normaliser == SOFTPICK:
+                                    score = scratch[final + at + j]
+                                    grown = exp(score - scratch[state + wide + j]) / scratch[state + j]
+                                    base = upstream if score > zero else zero
+                                    sign = one if score > zero else -one
+                                    sign = zero if score == zero else sign
+                                    result = grown * (base - sign * scratch[deltas + j])
+                                elif implicit:
+                                    part = slope(normaliser, weight)
+                                    result = part * (upstream - scratch[deltas + j])
+                                else:
+                                    result = weight * (upstream - scratch[deltas + j])
+                                if found == PARTIAL:
+                                    result = result if seen[at + j] != 0 else zero
+                                # Weights cut to exactly 0 have no slope, whatever their value is.
+                                if normaliser != ELEMENTWISE and normaliser != SOFTPICK:
+                                    result = zero if weight == zero else result
+                                scratch[incoming + at + j] = result
+                        if normaliser == ELEMENTWISE:
+                            through_rules(
+                                p, chain - 1, chain, b, h, key_head, task, q0, k0, nk, scratch,
+                                stages, incoming, rowed, d_rowed, flat_columns, flat_parameters,
+                                meta,
+                            )  # fmt: skip
+                        if d_bias.size > 0:
+                            slot = task if d_bias.shape[0] > 1 else 0
+                            for i in range(nk):
+                                for j in range(nq):
+                                    d_bias[slot, p.bias_batch[b], h, q0 + j, plan[1] + k0 + i] += (
+                                        scratch[incoming + i * wide + j]
+                                    )
+                        through_rules(
+                            p, 0, chain - (1 if normaliser == ELEMENTWISE else 0), b, h, key_head,
+                            task, q0, k0, nk, scratch, stages, incoming, rowed, d_rowed,
+                            flat_columns, flat_parameters, meta,
+                        )  # fmt: skip
+                        add_outer(
+                            scratch, incoming, laid, flat_key,
+                            ((b * key_heads + key_head) * keys + k0) * size_padded, nk, size_padded,
+                        )  # fmt: skip
+                        to_query(
+                            key, found, b, key_head, k0, nk, scratch, incoming, to_q, ones, safe
+                        )
+                    if gathering:
+                        for j in range(wide):
+                            if scratch[sums + j] > zero:
+                                scratch[deltas + j] /= scratch[sums + j]
+                for j in range(nq):
+                    for d in range(size):
+                        d_query[chunk, b, h, q0 + j, d] = scratch[to_q + d * wide + j] * numbers[0]
+                    for r in range(rows.shape[0]):
+                        d_rows[chunk, r, b, h, q0 + j] = scratch[d_rowed + r * wide + j]
+
+    number_type = types.float32 if dtype == "float32" else types.float64
+
+    def zeros(ndim: int, layout: str = "C") -> types.Array:
+        return types.Array(number_type, ndim, layout)
+
+    state_type = types.Array(number_type, 3, "C", readonly=True)
+    signature = types.void(
+        *problem_types(dtype), state_type, state_type,
+        types.Array(number_type, 4, "A", readonly=True), state_type,
+        zeros(5), zeros(4), zeros(4), zeros(5, "A"), zeros(5), zeros(4), zeros(3),
+        counter_type(),
+    )  # fmt: skip
+    return Kernel(backward, signature, f"{dtype} {tile}")

@@ -1,0 +1,286 @@
+"""The streaming engine's front: allocates outputs, shares work between threads, calls kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import masking, target, threads
+from .backward import backward_kernel
+from .forward import forward_kernel
+from .masking import NO_MASK, EncodedMask
+from .panel import panel_kernel
+from .rules import EncodedRules, ScoreRule, encode_rules
+from .scores import ELEMENTWISE, ENTMAX15, PLAN_SIZE, SOFTMAX, SOFTPICK, SPARSEMAX, TOP_K
+from .weights import weights_kernel
+
+Array = npt.NDArray[Any]
+
+NORMALISERS = {
+    "softmax": SOFTMAX,
+    "softpick": SOFTPICK,
+    "elementwise": ELEMENTWISE,
+    "sparsemax": SPARSEMAX,
+    "entmax15": ENTMAX15,
+    "top-k": TOP_K,
+}
+_PANEL = (SPARSEMAX, ENTMAX15, TOP_K)
+_SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
+_BIAS_SLOTS = 1 << 26  # bytes that separate sums of the bias gradient may take
+
+
+@dataclass(slots=True)
+class Request:
+    """One call of the engine. Arrays are (batch, heads, tokens, size), last axis contiguous."""
+
+    query: Array
+    key: Array
+    value: Array
+    scale: float
+    normaliser: int = SOFTMAX
+    rules: Sequence[tuple[ScoreRule, Sequence[Any]]] = ()
+    mask: EncodedMask = NO_MASK
+    mask_queries: int = 0
+    mask_keys: int = 0
+    key_start: int = 0
+    bias: Array | None = None
+    """(bias batches, heads, queries, keys), with strides 0 where it is broadcast."""
+    bias_batch: Array | None = None
+    """Which of the bias batches belongs to each batch element."""
+    relative: Array | None = None
+    """(heads, queries + keys − 1): a bias by distance, key − query + queries − 1. Not with `bias`."""
+    sink: Array | None = None
+    keep: float = 1.0
+    seed: int = -1
+    top: int = 0
+    epsilon: float = 0.0
+    threads: int | None = None
+    encoded: EncodedRules | None = field(default=None)
+
+
+@dataclass(slots=True)
+class State:
+    """What a forward call leaves for recomputing its weights."""
+
+    out: Array
+    first: Array
+    second: Array
+
+
+@dataclass(slots=True)
+class EngineGradients:
+    """Gradients by everything that entered a call."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+    parameters: Array
+    """(heads, parameters of all rules)."""
+    sink: Array | None
+
+
+_EMPTY = {
+    dtype: (np.zeros((0, 6), np.int64), np.zeros((0, 1, 1, 1), dtype), np.zeros((1, 1, 1, 1), dtype), np.zeros(0, dtype))
+    for dtype in ("float32", "float64")
+}  # fmt: skip
+
+
+def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
+    query, key = request.query, request.key
+    dtype = query.dtype.name
+    no_rules, no_statistics, no_bias, no_sink = _EMPTY[dtype]
+    batch, heads = query.shape[:2]
+    plan = np.zeros(PLAN_SIZE, np.int64)
+    mask = request.mask
+    plan[0], plan[1] = request.normaliser, request.key_start
+    plan[2] = request.mask_queries or query.shape[2]
+    plan[3] = request.mask_keys or key.shape[2]
+    plan[4], plan[5], plan[6] = mask.depth, request.seed, request.top
+    plan[7] = request.bias is not None or request.relative is not None
+    if mask.depth:
+        code = masking.interpreter()
+        plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
+    numbers = np.array((request.scale, request.keep, request.epsilon, 0.0), dtype)
+    table, parameters, rows, columns = no_rules, _no_parameters(heads, dtype), no_statistics, no_statistics
+    if request.rules:
+        encoded = encode_rules(request.rules, heads, dtype, backward=backward)
+        request.encoded = encoded
+        table, parameters = encoded.table, encoded.parameters
+        if encoded.row_statistics:
+            rows = np.stack([s.forward(query) for s in encoded.row_statistics]).astype(dtype)
+        if encoded.column_statistics:
+            columns = np.stack([s.forward(key) for s in encoded.column_statistics]).astype(dtype)
+    bias, bias_batch = no_bias, _no_batches(batch)
+    if request.relative is not None:
+        bias = _by_distance(request.relative[None], int(plan[2]), int(plan[3]))
+    elif request.bias is not None and request.bias_batch is not None:
+        bias, bias_batch = request.bias, request.bias_batch
+    return (
+        query, key, request.value, numbers, plan, table, parameters, rows, columns, bias,
+        bias_batch, mask.steps, mask.integers, mask.octets,
+        no_sink if request.sink is None else np.ascontiguousarray(request.sink, dtype),
+    )  # fmt: skip
+
+
+_parameter_cache: dict[tuple[int, str], Array] = {}
+_batch_cache: dict[int, Array] = {}
+
+
+def _no_parameters(heads: int, dtype: str) -> Array:
+    found = _parameter_cache.get((heads, dtype))
+    if found is None:
+        found = _parameter_cache[heads, dtype] = np.zeros((heads, 1), dtype)
+    return found
+
+
+def _no_batches(batch: int) -> Array:
+    found = _batch_cache.get(batch)
+    if found is None:
+        found = _batch_cache[batch] = np.zeros(batch, np.int64)
+    return found
+
+
+def _threads(request: Request) -> int:
+    batch, heads, queries, size = request.query.shape
+    work = batch * heads * queries * request.key.shape[2] * (size + request.value.shape[3])
+    if work < _SMALL:
+        return 1
+    return min(request.threads or threads.limit(), threads.limit())
+
+
+def forward(request: Request) -> State:
+    """Attend."""
+    query = request.query
+    dtype = query.dtype.name
+    batch, heads, queries = query.shape[:3]
+    # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
+    out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
+    first = np.zeros((batch, heads, queries), dtype)
+    second = np.zeros((batch, heads, queries), dtype)
+    panel = request.normaliser in _PANEL
+    kernel = (panel_kernel if panel else forward_kernel)(dtype)
+    blocks = -(-queries // target.tile(dtype).queries)
+    arguments = (*_arguments(request), out, first, second)
+    threads.run(kernel.compile(), arguments, batch * heads * blocks, _threads(request))
+    if request.normaliser == TOP_K:
+        # Like the soft-max, the weights are taken from the denominator; the threshold is second.
+        first, second = second, first
+    return State(out, first, second)
+
+
+def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, Array]:
+    """Weights and what is summed from them: `weights`, `entropy`, `column_mass`."""
+    query = request.query
+    dtype = query.dtype.name
+    batch, heads, queries = query.shape[:3]
+    keys = request.key.shape[2]
+    sizes = {
+        "weights": (batch, heads, queries, keys),
+        "entropy": (batch, heads, queries),
+        "column_mass": (batch, heads, keys),
+    }
+    found = {
+        name: np.zeros(size if name in wanted else (0,) * len(size), dtype)
+        for name, size in sizes.items()
+    }
+    arguments = (*_arguments(request), state.first, state.second, *found.values())
+    threads.run(weights_kernel(dtype).compile(), arguments, batch * heads, _threads(request))
+    return {name: array for name, array in found.items() if name in wanted}
+
+
+def backward(request: Request, state: State, gradient: Array) -> EngineGradients:
+    """Gradients by recomputation, O(n) memory."""
+    query, key, value = request.query, request.key, request.value
+    dtype = query.dtype.name
+    lanes = target.tile(dtype).lanes
+    batch, heads, queries, size = query.shape
+    key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
+    workers = _threads(request)
+    units = batch * key_heads
+    chunks = 1 if workers == 1 or units >= 2 * workers else -(-2 * workers // units)
+    units *= chunks
+    arguments = _arguments(request, backward=True)
+    rows, columns = arguments[7], arguments[8]
+    delta = np.einsum("bhqd,bhqd->bhq", gradient, state.out)
+
+    padded, value_padded = -(-size // lanes) * lanes, -(-value_size // lanes) * lanes
+    d_query = np.zeros((chunks, *query.shape), dtype)
+    d_key = np.zeros((batch, key_heads, keys, padded), dtype)
+    d_value = np.zeros((batch, key_heads, keys, value_padded), dtype)
+    d_rows = np.zeros((chunks, *rows.shape), dtype)
+    d_columns = np.zeros(columns.shape, dtype)
+    d_parameters = np.zeros((units, *arguments[6].shape), dtype)
+    d_bias = np.zeros((0,) * 5, dtype)
+    d_bias_base: Array | None = None
+    if request.relative is not None:
+        table = request.relative
+        d_bias_base = np.zeros((_slots(table.nbytes, units), *table.shape), dtype)
+        d_bias = _by_distance(d_bias_base, int(arguments[4][2]), int(arguments[4][3]))[:, None]
+    elif request.bias is not None:
+        d_bias, d_bias_base = _bias_slots(request.bias, units)
+    if d_bias_base is not None and len(d_bias_base) == 1:
+        workers = 1
+    threads.run(
+        backward_kernel(dtype).compile(),
+        (
+            *arguments, state.first, state.second, gradient, delta.astype(dtype, copy=False),
+            d_query, d_key, d_value, d_bias, d_rows, d_columns, d_parameters,
+        ),
+        units,
+        workers,
+    )  # fmt: skip
+    total_query = d_query[0] if chunks == 1 else d_query.sum(axis=0)
+    key_gradient = d_key[..., :size]
+    if request.encoded is not None:
+        d_rows = d_rows.sum(axis=0)
+        for statistic, found in zip(request.encoded.row_statistics, d_rows, strict=True):
+            total_query = total_query + statistic.pullback(query, found)
+        for statistic, found in zip(request.encoded.column_statistics, d_columns, strict=True):
+            key_gradient = key_gradient + statistic.pullback(key, found)
+    sink_gradient = None
+    if request.sink is not None:
+        weight = np.exp(np.asarray(request.sink, dtype)[:, None] - state.first)
+        weight = np.where(np.isneginf(state.first), 0, weight)
+        sink_gradient = -np.einsum("bhq,bhq->h", weight, delta)
+    return EngineGradients(
+        total_query,
+        key_gradient,
+        d_value[..., :value_size],
+        None if d_bias_base is None else d_bias_base.sum(axis=0),
+        d_parameters.sum(axis=0),
+        sink_gradient,
+    )
+
+
+def _slots(size: int, units: int) -> int:
+    """Each unit of work sums in a slot of its own, unless that took too much memory."""
+    return units if size * units <= _BIAS_SLOTS else 1
+
+
+def _by_distance(tables: Array, queries: int, keys: int) -> Array:
+    """(…, heads, distances) seen as (…, heads, queries, keys), without a copy; may be written to."""
+    step = tables.strides[-1]
+    return np.lib.stride_tricks.as_strided(
+        tables[..., queries - 1 :],
+        (*tables.shape[:-1], queries, keys),
+        (*tables.strides[:-1], -step, step),
+    )
+
+
+def _bias_slots(bias: Array, units: int) -> tuple[Array, Array]:
+    """Sums of the bias gradient, and a view of them that adds up along broadcast axes."""
+    sizes = tuple(
+        1 if stride == 0 else size for size, stride in zip(bias.shape, bias.strides, strict=True)
+    )
+    cells = int(np.prod(sizes)) * bias.itemsize
+    base = np.zeros((_slots(cells, units), *sizes), bias.dtype)
+    strides = tuple(
+        0 if size == 1 else stride for size, stride in zip(sizes, base.strides[1:], strict=True)
+    )
+    shape = (len(base), *bias.shape)
+    return np.lib.stride_tricks.as_strided(base, shape, (base.strides[0], *strides)), base

@@ -1,0 +1,173 @@
+"""The streaming kernel: scores and values a tile at a time, nothing of size queries × keys."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba.core import types
+
+from . import target
+from .jit import Kernel, inline
+from .masking import EMPTY, PARTIAL, PLACE_SIZE
+from .mathematics import exp
+from .scores import (
+    ELEMENTWISE,
+    SOFTPICK,
+    Problem,
+    aligned_start,
+    counter_type,
+    problem_types,
+    score_operations,
+    take_task,
+)
+from .tiles import tile_operations
+
+
+@functools.cache
+def forward_kernel(dtype: str) -> Kernel:
+    """The kernel ``(problem…, out, log_denominator, shift, counter)`` of a dtype.
+
+    `out` (batch, heads, queries, value size) receives the output, `log_denominator` and `shift`
+    (batch, heads, queries) what :mod:`backward` and :mod:`weights` need to recompute weights:
+    the logarithm of the soft-max denominator; or the denominator of soft-pick and the shift of
+    its exponents.
+    """
+    tile = target.tile(dtype)
+    wide, deep = tile.queries, tile.keys
+    number = np.dtype(dtype).type
+    lowest, zero, one = number(-np.inf), number(0), number(1)
+    softmax_step = tile_operations(dtype).softmax_step
+    scores_of = score_operations(dtype)
+    pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    visible_keys = scores_of.visible_keys
+    weigh, drop, accumulate = scores_of.weigh, scores_of.drop, scores_of.accumulate
+
+    @inline
+    def softpick_step(scratch, scores, statistics, nk, found, seen):  # type: ignore[no-untyped-def]
+        """Soft-max step, then weights max(eˢ − 1, 0) with denominator Σ|eˢ − 1|, shifted alike."""
+        softmax_step(scratch, scores, statistics, nk)
+        unit, total = statistics + 3 * wide, statistics + wide
+        for j in range(wide):
+            scratch[unit + j] = exp(-scratch[statistics + j])
+        for i in range(nk):
+            at = scores + i * wide
+            for j in range(wide):
+                power = scratch[at + j]
+                less = power - scratch[unit + j]
+                visible = found != PARTIAL or seen[i * wide + j] != 0
+                scratch[total + j] += (abs(less) if visible else zero) - power
+                scratch[at + j] = max(less, zero) if visible else zero
+        for j in range(wide):
+            scratch[unit + j] = lowest
+
+    def forward(
+        query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
+        steps, integers, octets, sink, out, log_denominator, shift, counter,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        p = Problem(
+            query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
+            steps, integers, octets, sink,
+        )  # fmt: skip
+        batches, heads, queries, size = query.shape
+        value_size = value.shape[3]
+        blocks = (queries + wide - 1) // wide
+        total = batches * heads * blocks
+        depth = max(plan[4], 1)
+        normaliser = plan[0]
+
+        length = (size + deep + value_size + 4 + rows.shape[0]) * wide + deep * value_size
+        scratch = np.empty(length + 64, number)
+        packed = aligned_start(scratch)
+        scores = packed + size * wide
+        output = scores + deep * wide
+        statistics = output + value_size * wide
+        rowed = statistics + 4 * wide
+        safe = rowed + rows.shape[0] * wide
+        seen = np.empty(depth * deep * wide, np.uint8)
+        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
+        place = np.empty(PLACE_SIZE, np.int64)
+        meta = np.empty(5, np.int64)
+
+        while True:
+            task = take_task(counter)
+            if task >= total:
+                break
+            # Late blocks first: with a causal mask they are the long ones.
+            b = task // (heads * blocks)
+            h = task // blocks % heads
+            q0 = (blocks - 1 - task % blocks) * wide
+            nq = min(wide, queries - q0)
+            pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+            pack_rows(rows, b, h, q0, nq, scratch, rowed)
+            for x in range(value_size * wide):
+                scratch[output + x] = zero
+            for j in range(wide):
+                scratch[statistics + j] = zero if normaliser == SOFTPICK else lowest
+                scratch[statistics + wide + j] = zero
+                scratch[statistics + 2 * wide + j] = one
+                scratch[statistics + 3 * wide + j] = lowest
+            start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
+            for k0 in range(start, stop, deep):
+                nk = min(deep, stop - k0)
+                found = score_tile(
+                    p, b, h, q0, nq, k0, nk, scratch, packed, scores, statistics + 3 * wide,
+                    rowed, -1, place, stack, seen, meta, False,
+                )  # fmt: skip
+                if found == EMPTY:
+                    continue
+                if normaliser == ELEMENTWISE:
+                    weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, -1, seen, meta)
+                elif normaliser == SOFTPICK:
+                    softpick_step(scratch, scores, statistics, nk, found, seen)
+                else:
+                    softmax_step(scratch, scores, statistics, nk)
+                if plan[5] >= 0:
+                    drop(p, b, h, q0, k0, nk, scratch, scores)
+                accumulate(
+                    p, found, b, h, k0, nk, scratch, scores, output, statistics + 2 * wide,
+                    safe, seen,
+                )  # fmt: skip
+            for j in range(nq):
+                most = scratch[statistics + j]
+                total_weight = scratch[statistics + wide + j]
+                factor = one
+                if normaliser == SOFTPICK:
+                    denominator = total_weight + numbers[2] * np.exp(-most)
+                    factor = one / denominator if denominator > zero else zero
+                    log_denominator[b, h, q0 + j] = denominator
+                    shift[b, h, q0 + j] = most
+                elif normaliser != ELEMENTWISE:
+                    if most == lowest:
+                        factor = zero
+                        log_denominator[b, h, q0 + j] = lowest
+                    else:
+                        denominator = total_weight
+                        extra = zero
+                        if sink.shape[0] > 0:
+                            extra = np.exp(sink[h] - most)
+                        if extra < number(1e30):
+                            denominator += extra
+                            factor = one / denominator
+                            log_denominator[b, h, q0 + j] = most + np.log(denominator)
+                        else:
+                            # The sink outweighs all scores by more than the range of numbers.
+                            factor = np.exp(most - sink[h])
+                            log_denominator[b, h, q0 + j] = sink[h]
+                if factor == zero:
+                    for d in range(value_size):
+                        out[b, h, q0 + j, d] = zero
+                else:
+                    for d in range(value_size):
+                        out[b, h, q0 + j, d] = scratch[output + d * wide + j] * factor
+
+    number_type = types.float32 if dtype == "float32" else types.float64
+    signature = types.void(
+        *problem_types(dtype),
+        types.Array(number_type, 4, "A"),
+        types.Array(number_type, 3, "C"),
+        types.Array(number_type, 3, "C"),
+        counter_type(),
+    )
+    return Kernel(forward, signature, f"{dtype} {tile}")

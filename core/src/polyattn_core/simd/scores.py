@@ -1,0 +1,321 @@
+"""From raw products to the final scores of a tile: rules, bias, mask; shared by all kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+from . import target
+from .jit import inline
+from .masking import (
+    BATCH,
+    COUNT,
+    EMPTY,
+    FIRST,
+    FULL,
+    HEAD,
+    KEY,
+    KEY_COUNT,
+    PARTIAL,
+    QUERY_COUNT,
+    WIDE,
+    WIDTH,
+    interpret,
+)
+from .rules import call_forward
+from .tiles import ALIGN, tile_operations
+from .vector import pointer
+
+SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
+"""Normalisers. ELEMENTWISE: the last rule turns a score into its weight, without a sum."""
+
+# What every kernel is given about the scores, in the order of the kernels' arguments.
+# `numbers`: scale, probability to keep a weight in dropout, ε of soft-pick, unused.
+# `plan`: normaliser, first key position, queries and keys of the mask's shape, depth of the mask
+#         program, dropout seed or −1, k of top-k, is there a bias, addresses of the mask
+#         interpreter's key_range, classify and fill.
+Problem = namedtuple(
+    "Problem",
+    "query key value numbers plan rules parameters rows columns bias bias_batch steps integers"
+    " octets sink",
+)
+PLAN_SIZE = 11
+
+
+def problem_types(dtype: str) -> tuple[Any, ...]:
+    """Numba types of the fields of a problem."""
+    number = types.float32 if dtype == "float32" else types.float64
+
+    def array(kind: Any, ndim: int, layout: str = "C") -> Any:
+        return types.Array(kind, ndim, layout, readonly=True)
+
+    heads = array(number, 4, "A")
+    integers = types.int64
+    return (
+        heads, heads, heads, array(number, 1), array(integers, 1), array(integers, 2),
+        array(number, 2), array(number, 4), array(number, 4), heads, array(integers, 1),
+        array(integers, 2), array(integers, 1), array(types.uint8, 1), array(number, 1),
+    )  # fmt: skip
+
+
+def counter_type() -> Any:
+    """Numba type of the shared task counter."""
+    return types.Array(types.int64, 1, "C")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take_task(typing, counter):  # type: ignore[no-untyped-def]
+    """The number of the next task: adds 1 atomically."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        from .vector import I64
+
+        place = pointer(context, builder, signature.args[0], args[0])
+        return builder.atomic_rmw("add", place, I64(1), "monotonic")
+
+    return types.int64(counter), emit
+
+
+@inline
+def aligned_start(scratch):  # type: ignore[no-untyped-def]
+    """First index of `scratch` at an aligned address."""
+    return (ALIGN - scratch.ctypes.data % ALIGN) % ALIGN // scratch.itemsize
+
+
+@inline
+def kept(seed, batch, head, query, key, keep):  # type: ignore[no-untyped-def]
+    """Does this weight survive dropout? The same for every tiling and thread."""
+    x = np.uint32(seed) + np.uint32(batch) * np.uint32(0x9E3779B1)
+    x = (x ^ np.uint32(head)) * np.uint32(0x85EBCA77)
+    x = ((x ^ (x >> np.uint32(15))) + np.uint32(query)) * np.uint32(0xC2B2AE3D)
+    x = ((x ^ (x >> np.uint32(13))) + np.uint32(key)) * np.uint32(0x27D4EB2F)
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x165667B1)
+    x = x ^ (x >> np.uint32(15))
+    return np.float32(x >> np.uint32(8)) * np.float32(5.9604645e-08) < keep
+
+
+@functools.cache
+def score_operations(dtype: str) -> SimpleNamespace:
+    """Operations on the scores of a tile, for use inside kernels of this dtype."""
+    tile, ops = target.tile(dtype), tile_operations(dtype)
+    wide, rows = tile.queries, tile.rows
+    stage_size = tile.keys * wide
+    number = np.dtype(dtype).type
+    lowest, zero, one = number(-np.inf), number(0), number(1)
+    score_product, score_product_1 = ops.score_product, ops.score_product_1
+    value_product, value_product_1 = ops.value_product, ops.value_product_1
+    tile_maximum = ops.tile_maximum
+
+    @inline
+    def pack(array, b, h, first, count, factor, scratch, to):  # type: ignore[no-untyped-def]
+        """Transpose `count` rows into scratch[d · wide + lane], times a factor; the rest is 0."""
+        size = array.shape[3]
+        for j in range(count):
+            for d in range(size):
+                scratch[to + d * wide + j] = array[b, h, first + j, d] * factor
+        for d in range(size):
+            for j in range(count, wide):
+                scratch[to + d * wide + j] = zero
+
+    @inline
+    def pack_rows(statistics, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
+        """Row statistics of a tile's queries; lanes without a query repeat the first."""
+        for r in range(statistics.shape[0]):
+            for j in range(wide):
+                lane = first + j if j < count else first
+                scratch[to + r * wide + j] = statistics[r, b, h, lane]
+
+    @inline
+    def products(key, b, h, k0, nk, scratch, queries, scores, maximum):  # type: ignore[no-untyped-def]
+        """scores[i, lane] = key[k0 + i] · packed query."""
+        step = key.strides[2] // key.itemsize
+        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
+        size = key.shape[3]
+        i = 0
+        while i + rows <= nk:
+            score_product(
+                key, at + i * step, step, scratch, queries, scores + i * wide, maximum, size
+            )
+            i += rows
+        while i < nk:
+            score_product_1(
+                key, at + i * step, step, scratch, queries, scores + i * wide, maximum, size
+            )
+            i += 1
+
+    @inline
+    def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
+        by_query = bias.strides[2]
+        for i in range(nk):
+            at = scores + i * wide
+            if by_query == 0:
+                same = bias[b, h, 0, k0 + i]
+                for j in range(wide):
+                    scratch[at + j] += same
+            else:
+                for j in range(nq):
+                    scratch[at + j] += bias[b, h, q0 + j, k0 + i]
+
+    @inline
+    def score_tile(p, b, h, q0, nq, k0, nk, scratch, queries, scores, maximum, rowed, stages, place, stack, seen, meta, always):  # type: ignore[no-untyped-def]  # noqa: E501
+        """Final scores of a tile, −inf where invisible; returns its class.
+
+        `maximum` receives the tile's maxima; `stages`, if not −1, the scores before each rule. An
+        empty tile is not computed; with `always` it is filled with −inf.
+        """
+        plan = p.plan
+        key_at = k0 + plan[1]
+        found = FULL
+        if p.steps.shape[0] > 0:
+            place[BATCH], place[HEAD], place[FIRST], place[COUNT] = b, h, q0, nq
+            place[QUERY_COUNT], place[KEY_COUNT] = plan[2], plan[3]
+            place[KEY], place[WIDTH], place[WIDE] = key_at, nk, wide
+            found = interpret(
+                plan[9], p.steps, p.integers, p.octets, place, stack, seen
+            )
+            if found == EMPTY:
+                if always:
+                    for x in range(nk * wide):
+                        scratch[scores + x] = lowest
+                return found
+        group = p.query.shape[1] // p.key.shape[1]
+        products(p.key, b, h // group, k0, nk, scratch, queries, scores, maximum)
+        count = p.rules.shape[0] - (1 if plan[0] == ELEMENTWISE else 0)
+        if count > 0:
+            run_rules(
+                p, 0, count, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta
+            )
+        if plan[7] != 0:
+            add_bias(p.bias, p.bias_batch[b], h, q0, nq, key_at, nk, scratch, scores)
+        if found == PARTIAL:
+            interpret(plan[10], p.steps, p.integers, p.octets, place, stack, seen)
+            for x in range(nk * wide):
+                scratch[scores + x] = scratch[scores + x] if seen[x] != 0 else lowest
+        if found == PARTIAL or count > 0 or plan[7] != 0:
+            tile_maximum(scratch, scores, maximum, nk)
+        return found
+
+    @inline
+    def visible_keys(p, b, h, q0, nq, place, stack, seen):  # type: ignore[no-untyped-def]
+        """Range of this call's keys outside which nothing is visible to these queries."""
+        plan = p.plan
+        low, high = 0, plan[3]
+        if p.steps.shape[0] > 0:
+            place[BATCH], place[HEAD], place[FIRST], place[COUNT] = b, h, q0, nq
+            place[QUERY_COUNT], place[KEY_COUNT] = plan[2], plan[3]
+            interpret(plan[8], p.steps, p.integers, p.octets, place, stack, seen)
+            low, high = stack[0], stack[1]
+        return max(low - plan[1], 0), min(high - plan[1], p.key.shape[2])
+
+    @inline
+    def run_rules(p, first, last, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta):  # type: ignore[no-untyped-def]
+        """Apply rules first … last − 1; the scores before each are kept at `stages`, if not −1."""
+        meta[0], meta[1], meta[2], meta[3], meta[4] = b, h, q0, k0 + p.plan[1], nk
+        group = p.query.shape[1] // p.key.shape[1]
+        keys = p.key.shape[2]
+        for r in range(first, last):
+            row = rowed + max(p.rules[r, 2], 0) * wide
+            column = 0
+            if p.rules[r, 3] >= 0:
+                heads, batches = p.key.shape[1], p.key.shape[0]
+                column = ((p.rules[r, 3] * batches + b) * heads + h // group) * keys + k0
+            parameter = h * p.parameters.shape[1] + p.rules[r, 4]
+            if stages >= 0:
+                for x in range(nk * wide):
+                    scratch[stages + r * stage_size + x] = scratch[scores + x]
+            call_forward(
+                p.rules[r, 0], scratch, scores, meta, row, p.columns, column, p.parameters,
+                parameter,
+            )  # fmt: skip
+
+    @inline
+    def weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, stages, seen, meta):  # type: ignore[no-untyped-def]
+        """Element-wise weights from scores: the last rule, and 0 where invisible."""
+        last = p.rules.shape[0]
+        run_rules(p, last - 1, last, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta)
+        if found == PARTIAL:
+            for x in range(nk * wide):
+                scratch[scores + x] = scratch[scores + x] if seen[x] != 0 else zero
+
+    @inline
+    def drop(p, b, h, q0, k0, nk, scratch, weights):  # type: ignore[no-untyped-def]
+        """Dropout on the weights of a tile."""
+        seed, keep = p.plan[5], p.numbers[1]
+        factor = one / keep
+        for i in range(nk):
+            at = weights + i * wide
+            for j in range(wide):
+                stays = kept(seed, b, h, q0 + j, p.plan[1] + k0 + i, keep)
+                scratch[at + j] = scratch[at + j] * factor if stays else zero
+
+    @inline
+    def accumulate(p, found, b, h, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
+        """output = output · rescale + Vᵀ · weightsᵀ.
+
+        Where part of the tile is invisible, values that are not finite are taken out of the
+        product, in which they would reach every query as 0 · NaN, and added where they are seen.
+        """
+        value = p.value
+        step = value.strides[2] // value.itemsize
+        group = p.query.shape[1] // value.shape[1]
+        at = (b * value.strides[0] + h // group * value.strides[1]) // value.itemsize + k0 * step
+        size = value.shape[3]
+        clean = True
+        if found == PARTIAL:
+            clean = finite(value, b, h // group, k0, nk)
+        if clean:
+            d = 0
+            while d + rows <= size:
+                value_product(
+                    value, at + d, step, scratch, weights, output + d * wide, rescale, nk
+                )
+                d += rows
+            while d < size:
+                value_product_1(
+                    value, at + d, step, scratch, weights, output + d * wide, rescale, nk
+                )
+                d += 1
+            return
+        for i in range(nk):
+            for d in range(size):
+                x = value[b, h // group, k0 + i, d]
+                scratch[safe + i * size + d] = x if np.isfinite(x) else zero
+        for d in range(size):
+            value_product_1(
+                scratch, safe + d, size, scratch, weights, output + d * wide, rescale, nk
+            )
+        for i in range(nk):
+            for d in range(size):
+                x = value[b, h // group, k0 + i, d]
+                if not np.isfinite(x):
+                    for j in range(wide):
+                        if seen[i * wide + j] != 0:
+                            scratch[output + d * wide + j] += scratch[weights + i * wide + j] * x
+
+    @inline
+    def finite(array, b, h, first, count):  # type: ignore[no-untyped-def]
+        """Are all numbers of these rows finite?"""
+        probe = zero
+        for i in range(count):
+            for d in range(array.shape[3]):
+                probe += array[b, h, first + i, d] * zero
+        return probe == zero
+
+    return SimpleNamespace(
+        pack=pack,
+        pack_rows=pack_rows,
+        products=products,
+        score_tile=score_tile,
+        visible_keys=visible_keys,
+        run_rules=run_rules,
+        weigh=weigh,
+        drop=drop,
+        accumulate=accumulate,
+        finite=finite,
+    )

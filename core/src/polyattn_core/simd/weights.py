@@ -1,0 +1,174 @@
+"""Weights recomputed a tile at a time, and what is gathered from them."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+from numba.core import types
+
+from . import target
+from .jit import Kernel, inline
+from .masking import EMPTY, PARTIAL, PLACE_SIZE
+from .mathematics import exp
+from .scores import (
+    ELEMENTWISE,
+    ENTMAX15,
+    SOFTPICK,
+    SPARSEMAX,
+    TOP_K,
+    Problem,
+    aligned_start,
+    counter_type,
+    problem_types,
+    score_operations,
+    take_task,
+)
+from .tiles import tile_operations
+
+
+@functools.cache
+def weight_operations(dtype: str) -> SimpleNamespace:
+    """Operations that recompute weights, for use inside kernels of this dtype."""
+    tile = target.tile(dtype)
+    wide = tile.queries
+    number = np.dtype(dtype).type
+    lowest, zero, one, half = number(-np.inf), number(0), number(1), number(0.5)
+    exp_shifted = tile_operations(dtype).exp_shifted
+    weigh = score_operations(dtype).weigh
+
+    @inline
+    def pack_state(first, second, b, h, q0, nq, scratch, to):  # type: ignore[no-untyped-def]
+        """What the forward kernel left for each query: two rows; neutral in empty rows."""
+        for j in range(wide):
+            x, y = one, one
+            if j < nq:
+                x, y = first[b, h, q0 + j], second[b, h, q0 + j]
+            scratch[to + j] = zero if x == lowest else x
+            scratch[to + wide + j] = y
+
+    @inline
+    def recompute(p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, stages, seen, meta):  # type: ignore[no-untyped-def]
+        """Normalised weights in place of the scores of a tile."""
+        normaliser = p.plan[0]
+        first, second = state, state + wide
+        if normaliser == ELEMENTWISE:
+            weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, stages, seen, meta)
+            return
+        if normaliser == SPARSEMAX or normaliser == ENTMAX15:
+            for i in range(nk):
+                at = scores + i * wide
+                for j in range(wide):
+                    score = scratch[at + j]
+                    if normaliser == SPARSEMAX:
+                        weight = score - scratch[first + j]
+                        scratch[at + j] = zero if weight < zero else weight
+                    else:
+                        weight = half * score - scratch[first + j]
+                        scratch[at + j] = zero if weight < zero else weight * weight
+            return
+        if normaliser == SOFTPICK:
+            for i in range(nk):
+                at = scores + i * wide
+                for j in range(wide):
+                    # The second row is the shift; see forward.
+                    shift = scratch[second + j]
+                    less = exp(scratch[at + j] - shift) - exp(-shift)
+                    scratch[at + j] = zero if less < zero else less / scratch[first + j]
+            return
+        if normaliser == TOP_K:
+            for i in range(nk):
+                at = scores + i * wide
+                for j in range(wide):
+                    kept = not scratch[at + j] < scratch[second + j]
+                    scratch[at + j] = scratch[at + j] if kept else lowest
+        exp_shifted(scratch, scores, first, nk)
+
+    return SimpleNamespace(pack_state=pack_state, recompute=recompute)
+
+
+@functools.cache
+def weights_kernel(dtype: str) -> Kernel:
+    """The kernel ``(problem…, first, second, weights, entropy, column_mass, counter)`` of a dtype.
+
+    `first` and `second` (batch, heads, queries) are what the forward kernel left. `weights`
+    (batch, heads, queries, keys), `entropy` (batch, heads, queries) and `column_mass`
+    (batch, heads, keys) are filled where they are not empty; pass them filled with zeros.
+    """
+    tile = target.tile(dtype)
+    wide, deep = tile.queries, tile.keys
+    number = np.dtype(dtype).type
+    zero = number(0)
+    scores_of, weights_of = score_operations(dtype), weight_operations(dtype)
+    pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    visible_keys = scores_of.visible_keys
+    pack_state, recompute = weights_of.pack_state, weights_of.recompute
+
+    def gather(
+        query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
+        steps, integers, octets, sink, first, second, weights, entropy, column_mass, counter,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        p = Problem(
+            query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
+            steps, integers, octets, sink,
+        )  # fmt: skip
+        batches, heads, queries, size = query.shape
+        length = (size + deep + 3 + rows.shape[0]) * wide
+        scratch = np.empty(length + 64, number)
+        packed = aligned_start(scratch)
+        scores = packed + size * wide
+        state = scores + deep * wide
+        dummy = state + 2 * wide
+        rowed = dummy + wide
+        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
+        place = np.empty(PLACE_SIZE, np.int64)
+        meta = np.empty(5, np.int64)
+        # One task owns a head: its column masses are summed by nobody else.
+        while True:
+            task = take_task(counter)
+            if task >= batches * heads:
+                break
+            b, h = task // heads, task % heads
+            for q0 in range(0, queries, wide):
+                nq = min(wide, queries - q0)
+                pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+                pack_rows(rows, b, h, q0, nq, scratch, rowed)
+                pack_state(first, second, b, h, q0, nq, scratch, state)
+                start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
+                for k0 in range(start, stop, deep):
+                    nk = min(deep, stop - k0)
+                    found = score_tile(
+                        p, b, h, q0, nq, k0, nk, scratch, packed, scores, dummy, rowed, -1,
+                        place, stack, seen, meta, False,
+                    )  # fmt: skip
+                    if found == EMPTY:
+                        continue
+                    recompute(
+                        p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, -1, seen, meta
+                    )
+                    for i in range(nk):
+                        for j in range(nq):
+                            if found == PARTIAL and seen[i * wide + j] == 0:
+                                continue
+                            weight = scratch[scores + i * wide + j]
+                            if weights.size > 0:
+                                weights[b, h, q0 + j, k0 + i] = weight
+                            if column_mass.size > 0:
+                                column_mass[b, h, k0 + i] += weight
+                            if entropy.size > 0 and weight > zero:
+                                entropy[b, h, q0 + j] -= weight * np.log(weight)
+
+    number_type = types.float32 if dtype == "float32" else types.float64
+    state_type = types.Array(number_type, 3, "C", readonly=True)
+    signature = types.void(
+        *problem_types(dtype),
+        state_type,
+        state_type,
+        types.Array(number_type, 4, "C"),
+        types.Array(number_type, 3, "C"),
+        types.Array(number_type, 3, "C"),
+        counter_type(),
+    )
+    return Kernel(gather, signature, f"{dtype} {tile}")

@@ -1,0 +1,269 @@
+"""The base class for mechanisms that run on the streaming tile engine.
+
+A mechanism on the engine says what its score rules, normaliser and mask are; masks, biases,
+positions, grouped heads, dropout, gradients, statistics and partial results come with the engine.
+
+>>> class Gaussian(StreamingMechanism):                              # doctest: +SKIP
+...     def _rules(self, call):
+...         return [(negative_squared_distance, (0.5 / self.config.bandwidth**2,))]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from .arrays import Array
+from .config import AttentionConfig
+from .errors import ArgumentError
+from .masks import Causal, Mask, Window
+from .mechanism import Call, Gradients, Mechanism, Pullback
+from .partial import PartialState
+from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
+
+if TYPE_CHECKING:
+    from .simd.engine import Request, State
+    from .simd.rules import ScoreRule
+
+STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
+"""Statistics of a soft-max on the engine."""
+WEIGHT_STATISTICS = ("weights", "entropy", "column_mass")
+"""Statistics of the other normalisers."""
+_POSITIONAL_KINDS = frozenset(("causal", "window", "dilated", "strided", "global"))
+
+
+class StreamingConfig(AttentionConfig):
+    """Options that every mechanism on the streaming engine has."""
+
+    causal: bool = False
+    """Hide later keys; with more keys than queries, the last query is at the last key."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability to drop a weight while training."""
+    softcap: float | None = Field(default=None, gt=0)
+    """Cap scores softly: softcap · tanh(score / softcap)."""
+    position: Position | None = None
+    """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
+
+    @field_validator("position", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class ScaledConfig(StreamingConfig):
+    """Adds the scale of a dot-product score."""
+
+    scale: float | None = Field(default=None, gt=0)
+    """Factor of the scores; 1/√(head size) by default."""
+
+
+class StreamingMechanism(Mechanism):
+    """A mechanism whose scores stream through tiles. See the module's description."""
+
+    normaliser: ClassVar[str] = "softmax"
+    config: Any
+
+    # ---- what a mechanism says about its rule -------------------------------------------------
+
+    def _scale(self, call: Call) -> float:
+        """Factor of the raw products."""
+        scale = getattr(self.config, "scale", None)
+        return float(scale) if scale is not None else 1 / math.sqrt(call.query.shape[-1])
+
+    def _rules(self, call: Call) -> Sequence[tuple[ScoreRule, Sequence[Any]]]:
+        """Score rules with their parameters, applied in order to the scaled product."""
+        return ()
+
+    def _weight_rule(self, call: Call) -> tuple[ScoreRule, Sequence[Any]] | None:
+        """For the element-wise normaliser: the rule from score to weight."""
+        return None
+
+    def _sink(self) -> Array | None:
+        """Score of a sink for each head."""
+        return None
+
+    def _top(self, call: Call) -> int:
+        """For the top-k normaliser: k."""
+        return 0
+
+    def _epsilon(self) -> float:
+        """For soft-pick: ε of its denominator."""
+        return 0.0
+
+    def _transform(self, query: Array, key: Array) -> tuple[Array, Array, Any]:
+        """Map queries and keys before the product; the third is a pullback (dq, dk) → (dq, dk)."""
+        return query, key, None
+
+    def _parameter_gradients(self, rule_parameters: Array, sink: Array | None) -> dict[str, Array]:
+        """Gradients by learned arrays, from those by rule parameters (heads, all) and the sink."""
+        return {}
+
+    # ---- the engine -----------------------------------------------------------------------------
+
+    def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        position = self.config.position
+        if isinstance(position, T5Bias):
+            shape = (self.config.heads, position.buckets)
+            return {"position.table": rng.normal(0, 0.02, shape).astype(np.float32)}
+        return {}
+
+    def _forward(self, call: Call) -> Array:
+        from .simd import engine
+
+        request, _ = self._request(call)
+        return engine.forward(request).out
+
+    def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
+        from .simd import engine
+
+        request, _ = self._request(call)
+        state = engine.forward(request)
+        found = engine.gather(request, state, wanted - {"log_sum_exp"})
+        if "log_sum_exp" in wanted:
+            found["log_sum_exp"] = state.first
+        return state.out, found
+
+    def _partial(self, call: Call) -> PartialState:
+        from .simd import engine
+
+        request, _ = self._request(call)
+        sink, request.sink = request.sink, None
+        state = engine.forward(request)
+        return PartialState(state.out, state.first, sink)
+
+    def _vjp(self, call: Call) -> tuple[Array, Pullback]:
+        from .simd import engine
+
+        request, undo = self._request(call)
+        for rule, _ in request.rules:
+            if not rule.differentiable:
+                raise self._lacks(f"gradients with the score rule {rule.name}, which has no derivative")
+        state = engine.forward(request)
+
+        def pullback(gradient: Array) -> Gradients:
+            found = engine.backward(request, state, gradient)
+            d_query, d_key = found.query, found.key
+            if undo is not None:
+                d_query, d_key = undo(d_query, d_key)
+            parameters = self._parameter_gradients(found.parameters, found.sink)
+            bias = found.bias
+            position = self.config.position
+            if isinstance(position, T5Bias) and bias is not None:
+                parameters["position.table"] = self._table_gradient(call, position, bias)
+                bias = None
+            return Gradients(d_query, d_key, found.value, bias, parameters)
+
+        return state.out, pullback
+
+    def _request(self, call: Call) -> tuple[Request, Any]:
+        """The engine's request, and a pullback of what was done to queries and keys before."""
+        from .simd import masking
+        from .simd.engine import NORMALISERS, Request
+
+        config = self.config
+        query, key, undo = self._transform(call.query, call.key)
+        if isinstance(config.position, Rope):
+            query, key, undo = self._rotate(call, query, key, undo)
+        request = Request(
+            query, key, call.value, self._scale(call), NORMALISERS[self.normaliser],
+            self._all_rules(call), threads=config.threads,
+        )  # fmt: skip
+        shape = call.shape
+        if call.mask is not None:
+            request.mask = self._encoded(call.mask, call, masking)
+        request.mask_queries, request.mask_keys = shape.queries, shape.keys
+        request.key_start = call.key_start
+        request.sink = self._sink()
+        request.top = self._top(call)
+        request.epsilon = self._epsilon()
+        if call.seed is not None:
+            request.seed, request.keep = call.seed, 1 - config.dropout
+        if isinstance(config.position, T5Bias):
+            if call.bias is not None:
+                raise ArgumentError(
+                    "bias", "an array besides position='t5'", "one of both: add them up yourself"
+                )
+            table = self.parameters["position.table"].astype(call.dtype)
+            buckets = t5_buckets(distances(shape.queries, shape.keys), config.position)
+            request.relative = np.ascontiguousarray(table[:, buckets])
+        elif call.bias is not None:
+            request.bias, request.bias_batch = _bias_view(call)
+        return request, undo
+
+    def _all_rules(self, call: Call) -> list[tuple[ScoreRule, Sequence[Any]]]:
+        config = self.config
+        rules = list(self._rules(call))
+        if isinstance(config.position, Alibi):
+            from .simd.builtin_rules import alibi
+
+            start = call.shape.keys - call.shape.queries
+            rules.append((alibi, (alibi_slopes(config.heads), start)))
+        if config.softcap is not None:
+            from .simd.builtin_rules import softcap
+
+            rules.append((softcap, (config.softcap,)))
+        weight = self._weight_rule(call)
+        return rules if weight is None else [*rules, weight]
+
+    def _rotate(self, call: Call, query: Array, key: Array, undo: Any) -> tuple[Array, Array, Any]:
+        rope = self.config.position
+        own = np.arange(call.shape.queries) + call.shape.keys - call.shape.queries
+        theirs = np.arange(key.shape[-2]) + call.key_start
+
+        def back(d_query: Array, d_key: Array) -> tuple[Array, Array]:
+            d_query = rotate(d_query, own, rope, inverse=True)
+            d_key = rotate(d_key, theirs, rope, inverse=True)
+            return (d_query, d_key) if undo is None else undo(d_query, d_key)
+
+        return rotate(query, own, rope), rotate(key, theirs, rope), back
+
+    def _encoded(self, mask: Mask, call: Call, masking: Any) -> Any:
+        """The encoded mask; kept for masks of positions alone, which come again and again."""
+        if not mask.kinds <= _POSITIONAL_KINDS:
+            return masking.encode(mask.program(call.shape))
+        cache: dict[Any, Any] = self.__dict__.setdefault("_encoded_masks", {})
+        key = (mask, call.shape.queries, call.shape.keys)
+        found = cache.get(key)
+        if found is None:
+            if len(cache) >= 64:
+                cache.clear()
+            found = cache[key] = masking.encode(mask.program(call.shape))
+        return found
+
+    def _table_gradient(self, call: Call, position: T5Bias, by_distance: Array) -> Array:
+        buckets = t5_buckets(distances(call.shape.queries, call.shape.keys), position)
+        gradient = np.zeros((position.buckets, by_distance.shape[0]), by_distance.dtype)
+        np.add.at(gradient, buckets, by_distance.T)
+        return np.ascontiguousarray(gradient.T)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state.pop("_encoded_masks", None)
+        return state
+
+
+def _bias_view(call: Call) -> tuple[Array, Array]:
+    """The bias as (bias batches, heads, queries, keys) with strides 0 where it is broadcast."""
+    bias, shape = call.bias, call.shape
+    assert bias is not None
+    bias = bias.reshape((1,) * max(0, 3 - bias.ndim) + bias.shape)
+    own = bias.shape[:-3]
+    flat = bias.reshape((math.prod(own), *bias.shape[-3:]))
+    batches = np.broadcast_to(np.arange(len(flat)).reshape(own), shape.lead).reshape(-1)
+    full = (len(flat), shape.heads, shape.queries, shape.keys)
+    return np.broadcast_to(flat, full), np.ascontiguousarray(batches, np.int64)
+
+
+__all__ = [
+    "STREAMING_STATISTICS",
+    "WEIGHT_STATISTICS",
+    "Causal",
+    "ScaledConfig",
+    "StreamingConfig",
+    "StreamingMechanism",
+    "Window",
+]
