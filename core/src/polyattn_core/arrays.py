@@ -34,6 +34,15 @@ def compute_dtype(dtype: np.dtype[Any], argument: str) -> np.dtype[Any]:
     raise DTypeError(argument, str(dtype), ACCEPTED_DTYPES)
 
 
+def named_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of this name, which is one of `spec.DTYPES`."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
 def as_array(value: object, argument: str) -> Array:
     """`value` as an array of a supported dtype; Python lists of numbers become float64."""
     if isinstance(value, np.ndarray):

@@ -119,6 +119,10 @@ class Mechanism(ABC):
         self.capabilities = spec.capabilities
         self._side_names = frozenset(s.name for s in spec.capabilities.side_inputs)
         self._masks = frozenset(spec.capabilities.masks)
+        if config.key_heads != config.heads and not spec.capabilities.grouped:
+            raise self._lacks("fewer key heads than query heads", "grouped")
+        self._key_heads = config.key_heads
+        """Heads of the keys and values that are passed in."""
         self.parameters = Parameters(self._initial_parameters(np.random.default_rng(0)))
 
     # ---- what subclasses implement ----------------------------------------------------------
@@ -359,15 +363,16 @@ class Mechanism(ABC):
         config = self.config
         if query.shape[-1] != config.dim:
             raise ShapeError("query", query.shape, f"a last axis of dim={config.dim}")
-        width = config.head_dim * config.key_heads
+        key_heads = self._key_heads
+        width = config.head_dim * key_heads
         if key.shape[-1] != width:
             raise ShapeError("key", key.shape, f"a last axis of {width}")
         if config.heads == 1:
             return query[..., None, :, :], key[..., None, :, :], value[..., None, :, :], single
         return (
             split_heads(query, config.heads, "query"),
-            split_heads(key, config.key_heads, "key"),
-            split_heads(value, config.key_heads, "value"),
+            split_heads(key, key_heads, "key"),
+            split_heads(value, key_heads, "value"),
             single,
         )
 
@@ -388,11 +393,21 @@ class Mechanism(ABC):
         key = as_array(key, "key")
         value = as_array(value, "value")
         check_qkv(query, key, value)
+        config = self.config
+        if query.shape[-3] != config.heads or query.shape[-1] != config.head_dim:
+            raise ShapeError(
+                "query",
+                query.shape,
+                f"{config.heads} heads of size {config.head_dim}, as dim={config.dim} and "
+                f"heads={config.heads} say",
+            )
+        if key.shape[-3] != self._key_heads:
+            raise ShapeError(
+                "key", key.shape, f"{self._key_heads} heads, as heads= and kv_heads= say"
+            )
         dtype = query.dtype
         if dtype.name not in self.capabilities.dtypes:
             raise self._lacks(dtype.name, "dtypes", dtype.name)
-        if not self.capabilities.grouped and key.shape[-3] != query.shape[-3]:
-            raise self._lacks("fewer key heads than query heads", "grouped")
         if not self.capabilities.cross and key.shape[-2] != query.shape[-2]:
             raise self._lacks("another number of keys than of queries", "cross")
         lead = lead_shape(query, key, value)
@@ -415,7 +430,7 @@ class Mechanism(ABC):
             shape,
             key_start=start,
         )
-        call.mask = self._combined_mask(mask)
+        call.mask = self.combined_mask(mask, shape)
         if bias is not None:
             call.bias = self._checked_bias(bias, shape, working)
         if training and getattr(self.config, "dropout", 0):
@@ -426,9 +441,9 @@ class Mechanism(ABC):
             call.side = self._checked_side(side)
         return call, lead, dtype
 
-    def _combined_mask(self, mask: Any) -> Mask | None:
-        """The mask of the call together with that of the configuration."""
-        own = self._own_mask()
+    def combined_mask(self, mask: Any, shape: MaskShape) -> Mask | None:
+        """The mask of a call of this shape together with that of the configuration."""
+        own = self._own_mask(shape)
         if mask is None:
             return own
         if isinstance(mask, np.ndarray):
@@ -443,8 +458,8 @@ class Mechanism(ABC):
             raise self._lacks(f"{unknown} masks", "masks", unknown)
         return mask if own is None else own & mask
 
-    def _own_mask(self) -> Mask | None:
-        """The mask that the configuration implies."""
+    def _own_mask(self, shape: MaskShape) -> Mask | None:
+        """The mask that the configuration implies for a call of this shape."""
         if getattr(self.config, "causal", False):
             return Causal()
         return None

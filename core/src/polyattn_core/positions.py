@@ -6,11 +6,11 @@ None of these is a mechanism: each combines with every mechanism whose rule allo
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .config import Schema
 from .errors import ArgumentError
@@ -54,6 +54,13 @@ class T5Bias(Schema):
     """Distances beyond share the last bucket."""
     bidirectional: bool = True
     """Buckets of their own for keys after the query; otherwise these share the first."""
+
+    @model_validator(mode="after")
+    def _check_distance(self) -> Self:
+        exact = (self.buckets // 2 if self.bidirectional else self.buckets) // 2
+        if self.max_distance <= exact:
+            raise ValueError(f"max_distance: must exceed the {exact} exact distances")
+        return self
 
 
 Position = Annotated[Rope | Alibi | T5Bias, Field(discriminator="kind")]

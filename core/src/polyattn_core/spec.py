@@ -80,6 +80,8 @@ class Capabilities:
     """Accepts fewer key heads than query heads."""
     cross: bool = True
     """Accepts another number of keys than of queries."""
+    value_size: bool = True
+    """Accepts values of another head size than that of the keys."""
     dropout: bool = False
     """Accepts dropout on the weights while training."""
     positional: bool = False

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from .arrays import Array
 from .config import AttentionConfig
 from .errors import ArgumentError
-from .masks import Causal, Mask, Window
+from .masks import Mask
 from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
@@ -33,7 +33,7 @@ STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
 """Statistics of a soft-max on the engine."""
 WEIGHT_STATISTICS = ("weights", "entropy", "column_mass")
 """Statistics of the other normalisers."""
-_POSITIONAL_KINDS = frozenset(("causal", "window", "dilated", "strided", "global"))
+_POSITIONAL_KINDS = frozenset(("causal", "window", "dilated", "strided", "global", "prefix"))
 
 
 class StreamingConfig(AttentionConfig):
@@ -93,6 +93,10 @@ class StreamingMechanism(Mechanism):
     def _epsilon(self) -> float:
         """For soft-pick: ε of its denominator."""
         return 0.0
+
+    def _block(self) -> int:
+        """Keys of a tile."""
+        return 64
 
     def _transform(self, query: Array, key: Array) -> tuple[Array, Array, Any]:
         """Map queries and keys before the product; the third is a pullback (dq, dk) → (dq, dk)."""
@@ -180,6 +184,7 @@ class StreamingMechanism(Mechanism):
         request.sink = self._sink()
         request.top = self._top(call)
         request.epsilon = self._epsilon()
+        request.block = self._block()
         if call.seed is not None:
             request.seed, request.keep = call.seed, 1 - config.dropout
         if isinstance(config.position, T5Bias):
@@ -201,7 +206,7 @@ class StreamingMechanism(Mechanism):
             from .simd.builtin_rules import alibi
 
             start = call.shape.keys - call.shape.queries
-            rules.append((alibi, (alibi_slopes(config.heads), start)))
+            rules.append((alibi, (alibi_slopes(call.query.shape[1]), start)))
         if config.softcap is not None:
             from .simd.builtin_rules import softcap
 
@@ -226,7 +231,7 @@ class StreamingMechanism(Mechanism):
         if not mask.kinds <= _POSITIONAL_KINDS:
             return masking.encode(mask.program(call.shape))
         cache: dict[Any, Any] = self.__dict__.setdefault("_encoded_masks", {})
-        key = (mask, call.shape.queries, call.shape.keys)
+        key = (mask, call.shape)
         found = cache.get(key)
         if found is None:
             if len(cache) >= 64:
@@ -261,9 +266,7 @@ def _bias_view(call: Call) -> tuple[Array, Array]:
 __all__ = [
     "STREAMING_STATISTICS",
     "WEIGHT_STATISTICS",
-    "Causal",
     "ScaledConfig",
     "StreamingConfig",
     "StreamingMechanism",
-    "Window",
 ]

@@ -51,7 +51,7 @@ def backward_kernel(dtype: str) -> Kernel:
     that they write, unless `d_bias` has one slot for several, when only one thread may run.
     """
     tile = target.tile(dtype)
-    wide, deep, lanes, tall = tile.queries, tile.keys, tile.lanes, tile.rows
+    wide, lanes, tall = tile.queries, tile.lanes, tile.rows
     number = np.dtype(dtype).type
     zero, one, half = number(0), number(1), number(0.5)
     ops, scores_of, weights_of = tile_operations(dtype), score_operations(dtype), weight_operations(dtype)
@@ -61,7 +61,6 @@ def backward_kernel(dtype: str) -> Kernel:
     value_product, value_product_1 = ops.value_product, ops.value_product_1
     lane_product, lane_product_1 = ops.lane_product, ops.lane_product_1
     narrow, narrow_1 = ops.lane_product_narrow, ops.lane_product_narrow_1
-    stage_size = deep * wide
 
     @inline
     def lay_rows(array, b, h, first, count, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
@@ -166,7 +165,7 @@ def backward_kernel(dtype: str) -> Kernel:
             if p.rules[r, 3] >= 0:
                 column = ((p.rules[r, 3] * batches + b) * key_heads + key_head) * keys + k0
             call_backward(
-                p.rules[r, 1], scratch, stages + r * stage_size, gradient, meta, rowed + row,
+                p.rules[r, 1], scratch, stages + r * p.plan[11] * wide, gradient, meta, rowed + row,
                 p.columns, column, p.parameters, h * width + p.rules[r, 4], d_rowed + row,
                 d_columns, column, d_parameters,
                 (unit * p.parameters.shape[0] + h) * width + p.rules[r, 4],
@@ -182,6 +181,7 @@ def backward_kernel(dtype: str) -> Kernel:
             steps, integers, octets, sink,
         )  # fmt: skip
         batches, heads, queries, size = query.shape
+        deep = plan[11]
         key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
         group = heads // key_heads
         chunks = d_query.shape[0]
@@ -195,6 +195,7 @@ def backward_kernel(dtype: str) -> Kernel:
         implicit = normaliser == SPARSEMAX or normaliser == ENTMAX15
 
         row_space = max(rows.shape[0], 1) * wide
+        stage_size = deep * wide
         lines = size + value_size + size + (4 + chain) * deep + 8
         length = lines * wide + 2 * row_space
         length += wide * (size_padded + value_padded) + deep * max(size, value_size)

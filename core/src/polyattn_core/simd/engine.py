@@ -14,7 +14,7 @@ from .backward import backward_kernel
 from .forward import forward_kernel
 from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
-from .rules import EncodedRules, ScoreRule, encode_rules
+from .rules import EncodedRules, ScoreRule, Statistic, encode_rules
 from .scores import ELEMENTWISE, ENTMAX15, PLAN_SIZE, SOFTMAX, SOFTPICK, SPARSEMAX, TOP_K
 from .weights import weights_kernel
 
@@ -58,6 +58,8 @@ class Request:
     seed: int = -1
     top: int = 0
     epsilon: float = 0.0
+    block: int = 64
+    """Keys of a tile."""
     threads: int | None = None
     encoded: EncodedRules | None = field(default=None)
 
@@ -102,6 +104,7 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     plan[3] = request.mask_keys or key.shape[2]
     plan[4], plan[5], plan[6] = mask.depth, request.seed, request.top
     plan[7] = request.bias is not None or request.relative is not None
+    plan[11] = request.block
     if mask.depth:
         code = masking.interpreter()
         plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
@@ -112,9 +115,9 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
         request.encoded = encoded
         table, parameters = encoded.table, encoded.parameters
         if encoded.row_statistics:
-            rows = np.stack([s.forward(query) for s in encoded.row_statistics]).astype(dtype)
+            rows = _statistics(encoded.row_statistics, query)
         if encoded.column_statistics:
-            columns = np.stack([s.forward(key) for s in encoded.column_statistics]).astype(dtype)
+            columns = _statistics(encoded.column_statistics, key)
     bias, bias_batch = no_bias, _no_batches(batch)
     if request.relative is not None:
         bias = _by_distance(request.relative[None], int(plan[2]), int(plan[3]))
@@ -125,6 +128,10 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
         bias_batch, mask.steps, mask.integers, mask.octets,
         no_sink if request.sink is None else np.ascontiguousarray(request.sink, dtype),
     )  # fmt: skip
+
+
+def _statistics(statistics: Sequence[Statistic], array: Array) -> Array:
+    return np.ascontiguousarray(np.stack([s.forward(array) for s in statistics]), array.dtype)
 
 
 _parameter_cache: dict[tuple[int, str], Array] = {}
@@ -228,7 +235,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     threads.run(
         backward_kernel(dtype).compile(),
         (
-            *arguments, state.first, state.second, gradient, delta.astype(dtype, copy=False),
+            *arguments, state.first, state.second, gradient, np.ascontiguousarray(delta, dtype),
             d_query, d_key, d_value, d_bias, d_rows, d_columns, d_parameters,
         ),
         units,

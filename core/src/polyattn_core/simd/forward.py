@@ -35,7 +35,7 @@ def forward_kernel(dtype: str) -> Kernel:
     its exponents.
     """
     tile = target.tile(dtype)
-    wide, deep = tile.queries, tile.keys
+    wide = tile.queries
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
     softmax_step = tile_operations(dtype).softmax_step
@@ -71,6 +71,7 @@ def forward_kernel(dtype: str) -> Kernel:
             steps, integers, octets, sink,
         )  # fmt: skip
         batches, heads, queries, size = query.shape
+        deep = plan[11]
         value_size = value.shape[3]
         blocks = (queries + wide - 1) // wide
         total = batches * heads * blocks

@@ -55,7 +55,7 @@ def panel_kernel(dtype: str) -> Kernel:
     `log_denominator` that of the soft-max over the top k, and −inf for empty rows of all.
     """
     tile = target.tile(dtype)
-    wide, deep = tile.queries, tile.keys
+    wide = tile.queries
     number = np.dtype(dtype).type
     bits = np.int32 if dtype == "float32" else np.int64
     # Ordered whole numbers of −inf and +inf.
@@ -135,6 +135,7 @@ def panel_kernel(dtype: str) -> Kernel:
             steps, integers, octets, sink,
         )  # fmt: skip
         batches, heads, queries, size = query.shape
+        deep = plan[11]
         keys, value_size = key.shape[2], value.shape[3]
         blocks = (queries + wide - 1) // wide
         total = batches * heads * blocks

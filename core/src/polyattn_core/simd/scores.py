@@ -39,13 +39,13 @@ SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
 # `numbers`: scale, probability to keep a weight in dropout, ε of soft-pick, unused.
 # `plan`: normaliser, first key position, queries and keys of the mask's shape, depth of the mask
 #         program, dropout seed or −1, k of top-k, is there a bias, addresses of the mask
-#         interpreter's key_range, classify and fill.
+#         interpreter's key_range, classify and fill, keys of a tile.
 Problem = namedtuple(
     "Problem",
     "query key value numbers plan rules parameters rows columns bias bias_batch steps integers"
     " octets sink",
 )
-PLAN_SIZE = 11
+PLAN_SIZE = 12
 
 
 def problem_types(dtype: str) -> tuple[Any, ...]:
@@ -105,7 +105,6 @@ def score_operations(dtype: str) -> SimpleNamespace:
     """Operations on the scores of a tile, for use inside kernels of this dtype."""
     tile, ops = target.tile(dtype), tile_operations(dtype)
     wide, rows = tile.queries, tile.rows
-    stage_size = tile.keys * wide
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
     score_product, score_product_1 = ops.score_product, ops.score_product_1
@@ -228,7 +227,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
             parameter = h * p.parameters.shape[1] + p.rules[r, 4]
             if stages >= 0:
                 for x in range(nk * wide):
-                    scratch[stages + r * stage_size + x] = scratch[scores + x]
+                    scratch[stages + r * p.plan[11] * wide + x] = scratch[scores + x]
             call_forward(
                 p.rules[r, 0], scratch, scores, meta, row, p.columns, column, p.parameters,
                 parameter,

@@ -22,14 +22,13 @@ class Tile:
     """The shape of one tile, in the lanes-are-queries layout.
 
     `rows` × `columns` vectors of `lanes` numbers are the accumulators that live in registers;
-    a tile is `queries` = columns · lanes queries wide and `keys` keys deep.
+    a tile is `queries` = columns · lanes queries wide. How many keys deep it is, a call says.
     """
 
     dtype: str
     lanes: int
     rows: int
     columns: int
-    keys: int = 64
 
     @property
     def queries(self) -> int:

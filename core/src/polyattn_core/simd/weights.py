@@ -97,7 +97,7 @@ def weights_kernel(dtype: str) -> Kernel:
     (batch, heads, keys) are filled where they are not empty; pass them filled with zeros.
     """
     tile = target.tile(dtype)
-    wide, deep = tile.queries, tile.keys
+    wide = tile.queries
     number = np.dtype(dtype).type
     zero = number(0)
     scores_of, weights_of = score_operations(dtype), weight_operations(dtype)
@@ -114,6 +114,7 @@ def weights_kernel(dtype: str) -> Kernel:
             steps, integers, octets, sink,
         )  # fmt: skip
         batches, heads, queries, size = query.shape
+        deep = plan[11]
         length = (size + deep + 3 + rows.shape[0]) * wide
         scratch = np.empty(length + 64, number)
         packed = aligned_start(scratch)

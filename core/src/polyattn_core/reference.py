@@ -1,0 +1,85 @@
+"""What the axes that all mechanisms share do to scores, in plain NumPy: for references.
+
+These follow the definitions, not the kernels: positions one pair at a time, masks as full arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .positions import Alibi, Rope, T5Bias
+
+Array = npt.NDArray[Any]
+
+
+def repeat_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Keys and values with each head repeated for the query heads that share it."""
+    group = query.shape[-3] // key.shape[-3]
+    return np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3)
+
+
+def rotated(query: Array, key: Array, config: Any) -> tuple[Array, Array]:
+    """Rotary embedding: coordinates as complex numbers, turned by e^{i·angle}."""
+    rope = config.position
+    if not isinstance(rope, Rope):
+        return query, key
+
+    def turn(array: Array, first: int) -> Array:
+        size = rope.size or array.shape[-1]
+        position = (np.arange(array.shape[-2]) + first) / rope.factor
+        angle = position[:, None] * rope.base ** (-2 * np.arange(size // 2) / size)
+        if rope.interleaved:
+            a, b = np.arange(0, size, 2), np.arange(1, size, 2)
+        else:
+            a, b = np.arange(size // 2), np.arange(size // 2, size)
+        number = (array[..., a] + 1j * array[..., b]) * np.exp(1j * angle)
+        result = np.array(array)
+        result[..., a], result[..., b] = number.real, number.imag
+        return result
+
+    return turn(query, key.shape[-2] - query.shape[-2]), turn(key, 0)
+
+
+def adjusted_scores(
+    scores: Array, mask: Any, bias: Any, config: Any, parameters: Any
+) -> Array:
+    """Add position and other biases, cap softly, hide with −inf."""
+    queries, keys = scores.shape[-2:]
+    distance = np.arange(keys)[None, :] - (np.arange(queries)[:, None] + keys - queries)
+    position = config.position
+    if isinstance(position, Alibi):
+        scores = scores - _slopes(scores.shape[-3])[:, None, None] * np.abs(distance)
+    if config.softcap is not None:
+        scores = config.softcap * np.tanh(scores / config.softcap)
+    if isinstance(position, T5Bias):
+        scores = scores + parameters["position.table"][:, _bucket(distance, position)]
+    if bias is not None:
+        scores = scores + bias
+    return scores if mask is None else np.where(mask, scores, -np.inf)
+
+
+def _slopes(heads: int) -> Array:
+    """The slopes of ALiBi, as in the paper's appendix."""
+    if heads & (heads - 1) == 0:
+        return np.array([2 ** (-8 * (h + 1) / heads) for h in range(heads)])
+    below = 1 << (heads.bit_length() - 1)
+    return np.concatenate((_slopes(below), _slopes(2 * below)[::2][: heads - below]))
+
+
+def _bucket(distance: Array, bias: T5Bias) -> Array:
+    """The bucket of T5 for each distance, one at a time."""
+
+    def one(d: int) -> int:
+        count = bias.buckets // 2 if bias.bidirectional else bias.buckets
+        first = count if bias.bidirectional and d > 0 else 0
+        size = abs(d) if bias.bidirectional else max(-d, 0)
+        exact = count // 2
+        if size < exact:
+            return first + size
+        ratio = np.log(size / max(exact, 1)) / np.log(bias.max_distance / max(exact, 1))
+        return first + min(exact + int(ratio * (count - exact)), count - 1)
+
+    return np.vectorize(one, otypes=[np.int64])(distance)

@@ -1,0 +1,165 @@
+"""The manifest: what this family offers."""
+
+from __future__ import annotations
+
+from polyattn_core.hooks import API_VERSION, hookimpl
+from polyattn_core.spec import (
+    Capabilities,
+    MechanismSpec,
+    PluginInfo,
+    PresetSpec,
+    presets_from_toml,
+)
+
+from . import __version__
+
+FAMILY = "sparse"
+_MODULE = "polyattn_sparse"
+_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass")
+
+
+def _softmax(time: str = "O(n² d)", memory: str = "O(n d)", *, positional: bool) -> Capabilities:
+    return Capabilities(
+        dropout=True, partial=True, statistics=_SOFTMAX, positional=positional, time=time,
+        memory=memory,
+    )  # fmt: skip
+
+
+def _pattern(
+    name: str, summary: str, formula: str, factory: str, config: str, papers: tuple[str, ...],
+    time: str, aliases: tuple[str, ...] = (),
+) -> MechanismSpec:  # fmt: skip
+    return MechanismSpec(
+        name=name,
+        family=FAMILY,
+        summary=summary,
+        formula=formula,
+        factory=f"{_MODULE}.patterns:{factory}",
+        config=f"{_MODULE}.config:{config}",
+        reference=f"{_MODULE}.reference:softmax_attention",
+        papers=papers,
+        capabilities=_softmax(time, positional=True),
+        sharpness="scale",
+        aliases=aliases,
+        tags=("softmax", "pattern"),
+    )
+
+
+MECHANISMS = (
+    MechanismSpec(
+        name="flash",
+        family=FAMILY,
+        summary="Exact attention in linear memory, tiled, forward and backward",
+        formula="softmax(q·kᵀ/√d) v",
+        factory=f"{_MODULE}.flash:Flash",
+        config=f"{_MODULE}.config:FlashConfig",
+        reference=f"{_MODULE}.reference:softmax_attention",
+        papers=("2205.14135",),
+        capabilities=_softmax(positional=False),
+        sharpness="scale",
+        tags=("softmax", "long"),
+    ),
+    _pattern(
+        "sliding-window",
+        "Each query sees the keys near it",
+        "softmax(s) v over 0 ≤ i − j < w",
+        "SlidingWindow",
+        "SlidingWindowConfig",
+        ("2004.05150", "2310.06825"),
+        "O(n w d)",
+    ),
+    _pattern(
+        "local-global",
+        "A window around each query, and global tokens that see and are seen by all",
+        "softmax(s) v over |i − j| ≤ w/2 or i ∈ G or j ∈ G",
+        "LocalGlobal",
+        "LocalGlobalConfig",
+        ("2004.05150",),
+        "O(n (w + g) d)",
+        ("longformer",),
+    ),
+    _pattern(
+        "dilated",
+        "A window with gaps",
+        "softmax(s) v over |i − j| ≤ w·step/2, step | i − j",
+        "DilatedWindow",
+        "DilatedConfig",
+        ("2004.05150",),
+        "O(n w d)",
+    ),
+    _pattern(
+        "strided",
+        "The patterns of the sparse transformer",
+        "softmax(s) v over |i − j| < l or l | i − j",
+        "StridedPattern",
+        "StridedConfig",
+        ("1904.10509",),
+        "O(n √n d)",
+    ),
+    _pattern(
+        "block-sparse",
+        "Blocks of queries see blocks of keys, as a layout says",
+        "softmax(s) v over L[⌊i/b⌋, ⌊j/b⌋]",
+        "BlockSparse",
+        "BlockSparseConfig",
+        ("1904.10509",),
+        "O(blocks b² d)",
+    ),
+    _pattern(
+        "bigbird",
+        "Neighbouring, global and random blocks",
+        "softmax(s) v over near, global and random blocks",
+        "BigBird",
+        "BigBirdConfig",
+        ("2007.14062",),
+        "O(n b d)",
+    ),
+    _pattern(
+        "streaming",
+        "A window over the last keys that keeps the first ones: attention sinks",
+        "softmax(s) v over i − j < w or j < sinks",
+        "StreamingWindow",
+        "StreamingWindowConfig",
+        ("2309.17453",),
+        "O(n w d)",
+        ("streaming-llm",),
+    ),
+    MechanismSpec(
+        name="top-k",
+        family=FAMILY,
+        summary="Soft-max over the k keys with the highest scores",
+        formula="softmax(s where s ≥ s₍ₖ₎) v",
+        factory=f"{_MODULE}.top_k:TopK",
+        config=f"{_MODULE}.config:TopKConfig",
+        reference=f"{_MODULE}.reference:top_k",
+        papers=("2106.06899",),
+        capabilities=Capabilities(
+            dropout=True,
+            statistics=_SOFTMAX,
+            memory="O(n d) + 64 n a thread",
+        ),
+        sharpness="scale",
+        tags=("softmax", "sparse-weights"),
+    ),
+)
+
+
+@hookimpl
+def polyattn_plugin_info() -> PluginInfo:
+    return PluginInfo(
+        family=FAMILY,
+        summary="Flash attention, patterns of positions, linear attention",
+        distribution="polyattn-sparse",
+        version=__version__,
+        api_version=API_VERSION,
+    )
+
+
+@hookimpl
+def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
+    return MECHANISMS
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return presets_from_toml(_MODULE, FAMILY)

@@ -1,0 +1,149 @@
+"""Multi-head attention with learned projections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from polyattn_core.arrays import Array, merge_heads, split_heads
+from polyattn_core.errors import ParameterError, ShapeError
+from polyattn_core.mechanism import Call, Gradients, Pullback
+from polyattn_core.spec import MechanismSpec
+
+from .config import MultiHeadConfig
+from .softmax import ScaledDotProduct
+
+_INPUTS = ("query", "key", "value")
+
+
+class MultiHead(ScaledDotProduct):
+    """Heads with learned projections in and out.
+
+        concatₕ softmax((x_q W_q)(x_k W_k)ᵀ/√d) (x_v W_v) · W_o
+
+    Inputs have width `dim`, whatever `kv_heads`: the projections make `heads` queries and `kv_heads`
+    keys and values of it. The parameters are `query.weight` (dim, dim), `key.weight` and
+    `value.weight` (kv_heads · head size, dim), `output.weight` (dim, dim), in the (out, in) layout
+    of torch, and the biases `query.bias` … `output.bias`.
+
+    O(n² dim + n dim²) time, O(n dim) memory. Vaswani et al., arXiv:1706.03762; grouped heads, Ainslie
+    et al., arXiv:2305.13245.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> x = np.random.default_rng(0).normal(size=(2, 5, 8))
+    >>> pa.create("multi-head", dim=8, heads=2)(x).shape
+    (2, 5, 8)
+    """
+
+    def __init__(self, config: MultiHeadConfig, *, spec: MechanismSpec) -> None:
+        super().__init__(config, spec=spec)
+        # Inputs have `heads` heads whatever kv_heads is: the projections come behind the split.
+        self._key_heads = config.heads
+
+    def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        config = self.config
+        key_width = config.head_dim * config.key_heads
+        widths = {"query": config.dim, "key": key_width, "value": key_width, "output": config.dim}
+        arrays = super()._initial_parameters(rng)
+        for name, width in widths.items():
+            bound = np.sqrt(6 / (config.dim + width))  # Glorot: keeps variances through the layer
+            arrays[f"{name}.weight"] = rng.uniform(-bound, bound, (width, config.dim))
+            if config.bias:
+                arrays[f"{name}.bias"] = np.zeros(width)
+        return arrays
+
+    def load_torch(self, state: Mapping[str, Any]) -> None:
+        """Take the weights of a `torch.nn.MultiheadAttention` from its `state_dict()`.
+
+        Raises
+        ------
+        ParameterError
+            Where names or shapes do not fit this mechanism; nothing has been set then.
+        """
+        names = {"in_proj_weight", "out_proj.weight"}
+        if self.config.bias:
+            names |= {"in_proj_bias", "out_proj.bias"}
+        if set(state) != names:
+            raise ParameterError(
+                "state", ", ".join(sorted(state)), f"exactly {', '.join(sorted(names))}"
+            )
+        arrays: dict[str, Array] = {}
+        for kind in ("weight", "bias") if self.config.bias else ("weight",):
+            together = np.asarray(state[f"in_proj_{kind}"])
+            if len(together) != 3 * self.config.dim:
+                raise ParameterError(
+                    f"in_proj_{kind}", together.shape, f"{3 * self.config.dim} rows"
+                )
+            for name, part in zip(_INPUTS, np.split(together, 3), strict=True):
+                arrays[f"{name}.{kind}"] = part
+            arrays[f"output.{kind}"] = np.asarray(state[f"out_proj.{kind}"])
+        # The position table, where there is one, is not torch's: it stays.
+        self.parameters.update(arrays, partial=True)
+
+    def _forward(self, call: Call) -> Array:
+        inner, _ = self._projected(call)
+        return self._output(super()._forward(inner), call)
+
+    def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
+        inner, _ = self._projected(call)
+        output, found = super()._observe(inner, wanted)
+        return self._output(output, call), found
+
+    def _vjp(self, call: Call) -> tuple[Array, Pullback]:
+        inner, inputs = self._projected(call)
+        attended, pull = super()._vjp(inner)
+
+        def pullback(gradient: Array) -> Gradients:
+            merged = merge_heads(gradient)
+            parameters: dict[str, Array] = {}
+            d_attended = self._affine_pullback("output", merge_heads(attended), merged, parameters)
+            found = pull(split_heads(d_attended, self.config.heads, "gradient"))
+            back = [
+                split_heads(
+                    self._affine_pullback(name, inputs[name], merge_heads(part), parameters),
+                    self.config.heads, name,
+                )
+                for name, part in zip(_INPUTS, (found.query, found.key, found.value), strict=True)
+            ]  # fmt: skip
+            return Gradients(*back, found.bias, {**found.parameters, **parameters})
+
+        return self._output(attended, call), pullback
+
+    def _projected(self, call: Call) -> tuple[Call, dict[str, Array]]:
+        """The call with projected inputs, and the merged inputs."""
+        config = self.config
+        for name in _INPUTS:
+            array = getattr(call, name)
+            if array.shape[3] != config.head_dim:
+                raise ShapeError(name, array.shape, f"head size {config.head_dim}")
+        inputs = {name: merge_heads(getattr(call, name)) for name in _INPUTS}
+        heads = {"query": config.heads, "key": config.key_heads, "value": config.key_heads}
+        projected = {
+            name: split_heads(self._affine(name, array), heads[name], name)
+            for name, array in inputs.items()
+        }
+        return replace(call, **projected), inputs
+
+    def _output(self, attended: Array, call: Call) -> Array:
+        return split_heads(self._affine("output", merge_heads(attended)), self.config.heads, "output")
+
+    def _affine(self, name: str, array: Array) -> Array:
+        weight = self.parameters[f"{name}.weight"].astype(array.dtype, copy=False)
+        result = array @ weight.T
+        if self.config.bias:
+            result += self.parameters[f"{name}.bias"].astype(array.dtype, copy=False)
+        return np.asarray(result)
+
+    def _affine_pullback(
+        self, name: str, array: Array, gradient: Array, parameters: dict[str, Array]
+    ) -> Array:
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        parameters[f"{name}.weight"] = flat.T @ array.reshape(-1, array.shape[-1])
+        if self.config.bias:
+            parameters[f"{name}.bias"] = flat.sum(axis=0)
+        weight = self.parameters[f"{name}.weight"].astype(array.dtype, copy=False)
+        return np.asarray(gradient @ weight)

@@ -1,0 +1,197 @@
+"""The manifest: what this family offers."""
+
+from __future__ import annotations
+
+from polyattn_core.hooks import API_VERSION, hookimpl
+from polyattn_core.spec import (
+    Capabilities,
+    MechanismSpec,
+    PluginInfo,
+    PresetSpec,
+    presets_from_toml,
+)
+
+from . import __version__
+
+FAMILY = "standard"
+_MODULE = "polyattn_standard"
+_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass")
+_OTHER = ("weights", "entropy", "column_mass")
+
+
+def _spec(
+    name: str, summary: str, formula: str, factory: str, config: str, reference: str,
+    papers: tuple[str, ...], capabilities: Capabilities, sharpness: str = "scale",
+    aliases: tuple[str, ...] = (), tags: tuple[str, ...] = (),
+) -> MechanismSpec:  # fmt: skip
+    return MechanismSpec(
+        name=name,
+        family=FAMILY,
+        summary=summary,
+        formula=formula,
+        factory=f"{_MODULE}.{factory}",
+        config=f"{_MODULE}.config:{config}",
+        reference=f"{_MODULE}.reference:{reference}",
+        papers=papers,
+        capabilities=capabilities,
+        sharpness=sharpness,
+        aliases=aliases,
+        tags=tags,
+    )
+
+
+_STREAMED = Capabilities(dropout=True, statistics=_OTHER)
+_SOFTMAXED = Capabilities(dropout=True, statistics=_SOFTMAX, partial=True)
+_PANEL = Capabilities(
+    dropout=True, statistics=_OTHER, memory="O(n d) + 64 n a thread", time="O(n² d)"
+)
+
+MECHANISMS = (
+    _spec(
+        "scaled-dot-product",
+        "The attention of the transformer",
+        "softmax(q·kᵀ/√d) v",
+        "softmax:ScaledDotProduct",
+        "ScaledDotProductConfig",
+        "scaled_dot_product",
+        ("1706.03762",),
+        _SOFTMAXED,
+        aliases=("sdpa",),
+        tags=("softmax",),
+    ),
+    _spec(
+        "multi-head",
+        "Heads with learned projections in and out; grouped and multi-query by kv_heads",
+        "concatₕ softmax((x_q W_q)(x_k W_k)ᵀ/√d) (x_v W_v) · W_o",
+        "multi_head:MultiHead",
+        "MultiHeadConfig",
+        "multi_head",
+        ("1706.03762", "2305.13245"),
+        Capabilities(dropout=True, statistics=_SOFTMAX, parametric=True),
+        aliases=("mha",),
+        tags=("softmax", "needs-training"),
+    ),
+    _spec(
+        "cosine",
+        "The angle between query and key, with a learned gain",
+        "softmax(g · q̂·k̂) v",
+        "softmax:Cosine",
+        "CosineConfig",
+        "cosine",
+        ("2010.04245",),
+        Capabilities(dropout=True, statistics=_SOFTMAX, partial=True, parametric=True),
+        tags=("softmax", "geometry"),
+    ),
+    _spec(
+        "l2",
+        "Squared Euclidean distance: Lipschitz where the dot product is not",
+        "softmax(−‖q − k‖²/√d) v",
+        "softmax:L2",
+        "L2Config",
+        "l2",
+        ("2006.04710",),
+        _SOFTMAXED,
+        tags=("softmax", "geometry"),
+    ),
+    _spec(
+        "gaussian",
+        "A Gaussian kernel of a chosen width for each head",
+        "softmax(−‖q − k‖²/(2σ²)) v",
+        "softmax:Gaussian",
+        "GaussianConfig",
+        "gaussian",
+        ("2006.04710",),
+        _SOFTMAXED,
+        sharpness="bandwidth",
+        tags=("softmax", "geometry"),
+    ),
+    _spec(
+        "softmax-one",
+        "Soft-max with a learned sink: a head may attend to nothing",
+        "eˢ / (e^sink + Σ eˢ) v",
+        "softmax:SoftmaxOne",
+        "SoftmaxOneConfig",
+        "softmax_one",
+        ("2309.17453",),
+        Capabilities(dropout=True, statistics=_SOFTMAX, partial=True, parametric=True),
+        aliases=("softmax1", "sink"),
+        tags=("softmax",),
+    ),
+    _spec(
+        "sigmoid",
+        "Each weight by itself: no competition between keys",
+        "σ(q·kᵀ/√d − ln n) v",
+        "elementwise:Sigmoid",
+        "SigmoidConfig",
+        "sigmoid",
+        ("2409.04431",),
+        _STREAMED,
+        tags=("element-wise",),
+    ),
+    _spec(
+        "relu-squared",
+        "Squared rectified scores over the number of keys",
+        "relu(q·kᵀ/√d)² / n v",
+        "elementwise:ReluSquared",
+        "ReluSquaredConfig",
+        "relu_squared",
+        ("2202.10447", "2309.08586"),
+        _STREAMED,
+        tags=("element-wise",),
+    ),
+    _spec(
+        "softpick",
+        "Rectified soft-max: exact zeros, no sinks, rows need not sum to 1",
+        "relu(eˢ − 1) / (Σ |eˢ − 1| + ε) v",
+        "sparse_weights:Softpick",
+        "SoftpickConfig",
+        "softpick",
+        ("2504.20966",),
+        _STREAMED,
+        tags=("sparse-weights",),
+    ),
+    _spec(
+        "sparsemax",
+        "Euclidean projection of the scores onto the simplex: exact zeros",
+        "max(s − τ, 0) v with Σ max(s − τ, 0) = 1",
+        "sparse_weights:Sparsemax",
+        "SparsemaxConfig",
+        "sparsemax",
+        ("1602.02068",),
+        _PANEL,
+        tags=("sparse-weights",),
+    ),
+    _spec(
+        "entmax15",
+        "Half-way between soft-max and sparsemax",
+        "max(s/2 − τ, 0)² v with Σ max(s/2 − τ, 0)² = 1",
+        "sparse_weights:Entmax15",
+        "Entmax15Config",
+        "entmax15",
+        ("1905.05702",),
+        _PANEL,
+        aliases=("entmax",),
+        tags=("sparse-weights",),
+    ),
+)
+
+
+@hookimpl
+def polyattn_plugin_info() -> PluginInfo:
+    return PluginInfo(
+        family=FAMILY,
+        summary="Scaled dot-product, multi-head, and other normalisers and distances",
+        distribution="polyattn-standard",
+        version=__version__,
+        api_version=API_VERSION,
+    )
+
+
+@hookimpl
+def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
+    return MECHANISMS
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return presets_from_toml(_MODULE, FAMILY)
