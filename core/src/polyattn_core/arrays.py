@@ -21,6 +21,7 @@ _COMPUTE = {
     np.dtype(np.float32): np.dtype(np.float32),
     np.dtype(np.float16): np.dtype(np.float32),
 }
+_NAMES = {dtype: dtype.name for dtype in _COMPUTE}
 ACCEPTED_DTYPES = "an array of float16, bfloat16, float32 or float64"
 
 
@@ -41,6 +42,11 @@ def named_dtype(name: str) -> np.dtype[Any]:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy works out anew at every access, slowly."""
+    return _NAMES.get(dtype) or dtype.name
 
 
 def as_array(value: object, argument: str) -> Array:

@@ -28,6 +28,7 @@ from .arrays import (
     canonical,
     check_qkv,
     compute_dtype,
+    dtype_name,
     lead_shape,
     merge_heads,
     split_heads,
@@ -406,7 +407,7 @@ class Mechanism(ABC):
                 "key", key.shape, f"{self._key_heads} heads, as heads= and kv_heads= say"
             )
         dtype = query.dtype
-        if dtype.name not in self.capabilities.dtypes:
+        if dtype_name(dtype) not in self.capabilities.dtypes:
             raise self._lacks(dtype.name, "dtypes", dtype.name)
         if not self.capabilities.cross and key.shape[-2] != query.shape[-2]:
             raise self._lacks("another number of keys than of queries", "cross")

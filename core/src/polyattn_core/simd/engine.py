@@ -86,6 +86,8 @@ class EngineGradients:
     sink: Array | None
 
 
+_NAMES = {np.dtype(name): name for name in ("float32", "float64")}
+
 _EMPTY = {
     dtype: (np.zeros((0, 6), np.int64), np.zeros((0, 1, 1, 1), dtype), np.zeros((1, 1, 1, 1), dtype), np.zeros(0, dtype))
     for dtype in ("float32", "float64")
@@ -94,7 +96,7 @@ _EMPTY = {
 
 def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     query, key = request.query, request.key
-    dtype = query.dtype.name
+    dtype = _NAMES[query.dtype]
     no_rules, no_statistics, no_bias, no_sink = _EMPTY[dtype]
     batch, heads = query.shape[:2]
     plan = np.zeros(PLAN_SIZE, np.int64)
@@ -163,7 +165,7 @@ def _threads(request: Request) -> int:
 def forward(request: Request) -> State:
     """Attend."""
     query = request.query
-    dtype = query.dtype.name
+    dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
@@ -183,7 +185,7 @@ def forward(request: Request) -> State:
 def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, Array]:
     """Weights and what is summed from them: `weights`, `entropy`, `column_mass`."""
     query = request.query
-    dtype = query.dtype.name
+    dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     keys = request.key.shape[2]
     sizes = {
@@ -203,7 +205,7 @@ def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, 
 def backward(request: Request, state: State, gradient: Array) -> EngineGradients:
     """Gradients by recomputation, O(n) memory."""
     query, key, value = request.query, request.key, request.value
-    dtype = query.dtype.name
+    dtype = _NAMES[query.dtype]
     lanes = target.tile(dtype).lanes
     batch, heads, queries, size = query.shape
     key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
