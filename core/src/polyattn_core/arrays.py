@@ -16,7 +16,7 @@ from .errors import DTypeError, ShapeError
 
 Array = npt.NDArray[Any]
 
-_COMPUTE = {
+_COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float64): np.dtype(np.float64),
     np.dtype(np.float32): np.dtype(np.float32),
     np.dtype(np.float16): np.dtype(np.float32),
@@ -31,7 +31,7 @@ def compute_dtype(dtype: np.dtype[Any], argument: str) -> np.dtype[Any]:
     if found is not None:
         return found
     if dtype.name == "bfloat16":  # from ml_dtypes, which need not be imported to be recognised
-        return np.dtype(np.float32)
+        return _COMPUTE[np.dtype(np.float32)]
     raise DTypeError(argument, str(dtype), ACCEPTED_DTYPES)
 
 
@@ -40,13 +40,14 @@ def named_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
     return np.dtype(name)
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """`dtype.name`, which NumPy works out anew at every access, slowly."""
-    return _NAMES.get(dtype) or dtype.name
+    return _NAMES.get(dtype) or str(dtype.name)
 
 
 def as_array(value: object, argument: str) -> Array:
@@ -88,16 +89,16 @@ def check_qkv(query: Array, key: Array, value: Array) -> None:
             "one dtype for all three",
         )
     if key.shape[-1] != query.shape[-1]:
-        raise ShapeError(
-            "key", key.shape, f"head size {query.shape[-1]} like query {query.shape}"
-        )
+        raise ShapeError("key", key.shape, f"head size {query.shape[-1]} like query {query.shape}")
     if value.shape[-2] != key.shape[-2]:
         raise ShapeError("value", value.shape, f"{key.shape[-2]} tokens like key {key.shape}")
     if value.shape[-3] != key.shape[-3]:
         raise ShapeError("value", value.shape, f"{key.shape[-3]} heads like key {key.shape}")
     if query.shape[-3] % key.shape[-3]:
         raise ShapeError(
-            "query", query.shape, f"a number of heads that is a multiple of the {key.shape[-3]} of key"
+            "query",
+            query.shape,
+            f"a number of heads that is a multiple of the {key.shape[-3]} of key",
         )
 
 
@@ -117,7 +118,7 @@ def lead_shape(*arrays: Array) -> tuple[int, ...]:
 
 
 def canonical(array: Array, lead: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """`array` as (batch, heads, tokens, size) in `dtype`, last axis contiguous; a view if it can be."""
+    """`array` as (batch, heads, tokens, size), last axis contiguous; a view if it can be."""
     if array.dtype != dtype:
         array = array.astype(dtype)
     if array.strides[-1] != array.itemsize and array.shape[-1] > 1:

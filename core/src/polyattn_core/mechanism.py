@@ -17,7 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -112,8 +112,6 @@ class Mechanism(ABC):
         The spec it was created from; sets its name and capabilities.
     """
 
-    spec: ClassVar[MechanismSpec] | MechanismSpec
-
     def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
         self.config = config
         self.spec = spec
@@ -124,7 +122,7 @@ class Mechanism(ABC):
             raise self._lacks("fewer key heads than query heads", "grouped")
         self._key_heads = config.key_heads
         """Heads of the keys and values that are passed in."""
-        self.parameters = Parameters(self._initial_parameters(np.random.default_rng(0)))
+        self._parameters: Parameters | None = None
 
     # ---- what subclasses implement ----------------------------------------------------------
 
@@ -215,15 +213,13 @@ class Mechanism(ABC):
             if incoming.shape != output.shape:
                 raise ShapeError("gradient", incoming.shape, f"the output's shape {output.shape}")
             found = pull(canonical(incoming, lead, call.dtype))
-            arrays = [
-                unbroadcast(
-                    _restore(g, lead, g.dtype), x.shape
-                ).astype(x.dtype if x.dtype.kind == "f" or x.dtype.name == "bfloat16" else g.dtype)
+            d_query, d_key, d_value = (
+                _like(_restore(g, lead, g.dtype), x)
                 for g, x in zip((found.query, found.key, found.value), inputs, strict=True)
-            ]
+            )
             if bias_array is not None and found.bias is not None:
                 found.bias = found.bias.astype(bias_array.dtype).reshape(bias_array.shape)
-            return Gradients(*arrays, found.bias, found.parameters, found.side)
+            return Gradients(d_query, d_key, d_value, found.bias, found.parameters, found.side)
 
         return output, pullback
 
@@ -329,6 +325,13 @@ class Mechanism(ABC):
     # ---- state ------------------------------------------------------------------------------
 
     @property
+    def parameters(self) -> Parameters:
+        """Learned arrays by name; initialised from seed 0 when first looked at."""
+        if self._parameters is None:
+            self._parameters = Parameters(self._initial_parameters(np.random.default_rng(0)))
+        return self._parameters
+
+    @property
     def name(self) -> str:
         """`family/name` of the mechanism."""
         return self.spec.full_name
@@ -345,9 +348,7 @@ class Mechanism(ABC):
 
     # ---- house-keeping ----------------------------------------------------------------------
 
-    def _lacks(
-        self, what: str, capability: str = "", value: object = True
-    ) -> CapabilityError:
+    def _lacks(self, what: str, capability: str = "", value: object = True) -> CapabilityError:
         found = resolver.alternatives(capability, value) if capability else ()
         return CapabilityError(self.name, what, found)
 
@@ -418,7 +419,7 @@ class Mechanism(ABC):
         keys = key.shape[-2]
         if start or total is not None:
             total = start + keys if total is None else total
-            if not (isinstance(start, int) and 0 <= start and start + keys <= total):
+            if not (isinstance(start, int) and start >= 0 and start + keys <= total):
                 raise ArgumentError(
                     "start, total", (start, total), f"0 ≤ start and start + {keys} keys ≤ total"
                 )
@@ -434,7 +435,7 @@ class Mechanism(ABC):
         call.mask = self.combined_mask(mask, shape)
         if bias is not None:
             call.bias = self._checked_bias(bias, shape, working)
-        if training and getattr(self.config, "dropout", 0):
+        if training and getattr(self.config, "dropout", None):
             if rng is None:
                 raise ArgumentError("rng", rng, "a seed or generator: dropout is on in training")
             call.seed = as_seed(rng)
@@ -451,8 +452,10 @@ class Mechanism(ABC):
             mask = Dense(mask)
         if not isinstance(mask, Mask):
             raise MaskError(
-                "mask", mask, "a mask of polyattn.masks, or a boolean array; numbers to be added "
-                "to scores are passed as bias="
+                "mask",
+                mask,
+                "a mask of polyattn.masks, or a boolean array; numbers to be added "
+                "to scores are passed as bias=",
             )
         if not self._masks >= mask.kinds:
             unknown = sorted(mask.kinds - self._masks)[0]
@@ -523,3 +526,10 @@ def _restore(array: Array, lead: tuple[int, ...], dtype: np.dtype[Any]) -> Array
     if len(lead) != 1:
         array = array.reshape((*lead, *array.shape[1:]))
     return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _like(gradient: Array, array: Array) -> Array:
+    """A gradient in the shape of its input, and in its dtype where that is a floating one."""
+    summed = unbroadcast(gradient, array.shape)
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return summed.astype(array.dtype, copy=False) if floating else summed

@@ -92,7 +92,7 @@ def rotate(array: Array, positions: Array, rope: Rope, *, inverse: bool = False)
 
 
 def alibi_slopes(heads: int) -> Array:
-    """The paper's slopes: a geometric sequence from 2^(−8/heads); interpolated between powers of 2."""
+    """The paper's slopes: geometric from 2^(−8/heads); interpolated between powers of 2."""
 
     def sequence(count: int) -> list[float]:
         return [2.0 ** (-8.0 * (i + 1) / count) for i in range(count)]

@@ -43,9 +43,7 @@ def rotated(query: Array, key: Array, config: Any) -> tuple[Array, Array]:
     return turn(query, key.shape[-2] - query.shape[-2]), turn(key, 0)
 
 
-def adjusted_scores(
-    scores: Array, mask: Any, bias: Any, config: Any, parameters: Any
-) -> Array:
+def adjusted_scores(scores: Array, mask: Any, bias: Any, config: Any, parameters: Any) -> Array:
     """Add position and other biases, cap softly, hide with −inf."""
     queries, keys = scores.shape[-2:]
     distance = np.arange(keys)[None, :] - (np.arange(queries)[:, None] + keys - queries)
@@ -58,7 +56,7 @@ def adjusted_scores(
         scores = scores + parameters["position.table"][:, _bucket(distance, position)]
     if bias is not None:
         scores = scores + bias
-    return scores if mask is None else np.where(mask, scores, -np.inf)
+    return np.asarray(scores if mask is None else np.where(mask, scores, -np.inf))
 
 
 def _slopes(heads: int) -> Array:
@@ -82,4 +80,4 @@ def _bucket(distance: Array, bias: T5Bias) -> Array:
         ratio = np.log(size / max(exact, 1)) / np.log(bias.max_distance / max(exact, 1))
         return first + min(exact + int(ratio * (count - exact)), count - 1)
 
-    return np.vectorize(one, otypes=[np.int64])(distance)
+    return np.asarray(np.vectorize(one, otypes=[np.int64])(distance))

@@ -26,7 +26,7 @@ from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
 
 if TYPE_CHECKING:
-    from .simd.engine import Request, State
+    from .simd.engine import Request
     from .simd.rules import ScoreRule
 
 STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
@@ -145,7 +145,9 @@ class StreamingMechanism(Mechanism):
         request, undo = self._request(call)
         for rule, _ in request.rules:
             if not rule.differentiable:
-                raise self._lacks(f"gradients with the score rule {rule.name}, which has no derivative")
+                raise self._lacks(
+                    f"gradients with the score rule {rule.name}, which has no derivative"
+                )
         state = engine.forward(request)
 
         def pullback(gradient: Array) -> Gradients:

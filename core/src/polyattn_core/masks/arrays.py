@@ -112,7 +112,9 @@ class Predicate(Mask):
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise MaskError("function", self.function, "a function (batch, head, query, key) -> bool")
+            raise MaskError(
+                "function", self.function, "a function (batch, head, query, key) -> bool"
+            )
 
     def program(self, shape: MaskShape) -> Program:
         from ..simd.predicates import compiled

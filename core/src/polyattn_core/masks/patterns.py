@@ -216,9 +216,7 @@ class GlobalTokens(Mask):
         if isinstance(self.positions, tuple):
             for position in self.positions:
                 if not -shape.keys <= position < shape.keys:
-                    raise MaskError(
-                        "positions", position, f"positions among the {shape.keys} keys"
-                    )
+                    raise MaskError("positions", position, f"positions among the {shape.keys} keys")
                 chosen[position] = True
         else:
             chosen[: self.positions] = True

@@ -4,8 +4,8 @@ With weights P, output gradient dO and dP = dO·Vᵀ, every normaliser here has
 
     dS = G ∘ (dP − δ),   δᵢ = Σⱼ Gᵢⱼ dPᵢⱼ / Σⱼ Gᵢⱼ
 
-where G is P for the soft-max (so that δ = rowsum(dO ∘ O)), 1 on the support for sparsemax and √P for
-entmax-1.5. Element-wise weights have δ = 0 and leave the derivative to their rule.
+where G is P for the soft-max (so that δ = rowsum(dO ∘ O)), 1 on the support for sparsemax and √P
+for entmax-1.5. Element-wise weights have δ = 0 and leave the derivative to their rule.
 """
 
 from __future__ import annotations
@@ -53,10 +53,18 @@ def backward_kernel(dtype: str) -> Kernel:
     tile = target.tile(dtype)
     wide, lanes, tall = tile.queries, tile.lanes, tile.rows
     number = np.dtype(dtype).type
-    zero, one, half = number(0), number(1), number(0.5)
-    ops, scores_of, weights_of = tile_operations(dtype), score_operations(dtype), weight_operations(dtype)
+    zero, one = number(0), number(1)
+    ops, scores_of, weights_of = (
+        tile_operations(dtype),
+        score_operations(dtype),
+        weight_operations(dtype),
+    )
     pack, pack_rows, products = scores_of.pack, scores_of.pack_rows, scores_of.products
-    score_tile, finite, visible_keys = scores_of.score_tile, scores_of.finite, scores_of.visible_keys
+    score_tile, finite, visible_keys = (
+        scores_of.score_tile,
+        scores_of.finite,
+        scores_of.visible_keys,
+    )
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
     value_product, value_product_1 = ops.value_product, ops.value_product_1
     lane_product, lane_product_1 = ops.lane_product, ops.lane_product_1
@@ -64,7 +72,7 @@ def backward_kernel(dtype: str) -> Kernel:
 
     @inline
     def lay_rows(array, b, h, first, count, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
-        """Copy rows to scratch[to + j · padded], zeros behind and below; `clean` drops non-finite."""
+        """Copy rows to scratch[to + j · padded], zeros around; `clean` drops non-finite numbers."""
         size = array.shape[3]
         for x in range(wide * padded):
             scratch[to + x] = zero
@@ -275,14 +283,10 @@ def backward_kernel(dtype: str) -> Kernel:
                             p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, stages,
                             seen, meta,
                         )  # fmt: skip
-                        products(
-                            value, b, key_head, k0, nk, scratch, packed_out, incoming, dummy
-                        )
+                        products(value, b, key_head, k0, nk, scratch, packed_out, incoming, dummy)
                         weights = scores
                         if plan[5] >= 0:
-                            drop_both(
-                                p, b, h, q0, k0, nk, scratch, scores, incoming, dropped
-                            )
+                            drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)
                             weights = dropped
                         if gathering:
                             for i in range(nk):
@@ -307,7 +311,9 @@ def backward_kernel(dtype: str) -> Kernel:
                                     result = upstream
                                 elif normaliser == SOFTPICK:
                                     score = scratch[final + at + j]
-                                    grown = exp(score - scratch[state + wide + j]) / scratch[state + j]
+                                    grown = (
+                                        exp(score - scratch[state + wide + j]) / scratch[state + j]
+                                    )
                                     base = upstream if score > zero else zero
                                     sign = one if score > zero else -one
                                     sign = zero if score == zero else sign

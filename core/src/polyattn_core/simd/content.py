@@ -20,7 +20,9 @@ def _digest(function: Any, seen: tuple[int, ...]) -> str:
     code = function.__code__
     sha = hashlib.sha256()
     _add_code(sha, code)
-    used = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
+    used = {
+        name: function.__globals__[name] for name in code.co_names if name in function.__globals__
+    }
     if function.__closure__:
         cells = (cell.cell_contents for cell in function.__closure__)
         used.update(zip(code.co_freevars, cells, strict=True))

@@ -52,7 +52,7 @@ class Request:
     bias_batch: Array | None = None
     """Which of the bias batches belongs to each batch element."""
     relative: Array | None = None
-    """(heads, queries + keys − 1): a bias by distance, key − query + queries − 1. Not with `bias`."""
+    """(heads, queries + keys − 1): a bias by key − query + queries − 1. Not with `bias`."""
     sink: Array | None = None
     keep: float = 1.0
     seed: int = -1
@@ -89,9 +89,14 @@ class EngineGradients:
 _NAMES = {np.dtype(name): name for name in ("float32", "float64")}
 
 _EMPTY = {
-    dtype: (np.zeros((0, 6), np.int64), np.zeros((0, 1, 1, 1), dtype), np.zeros((1, 1, 1, 1), dtype), np.zeros(0, dtype))
-    for dtype in ("float32", "float64")
-}  # fmt: skip
+    dtype: (
+        np.zeros((0, 6), np.int64),  # no rules
+        np.zeros((0, 1, 1, 1), dtype),  # no statistics
+        np.zeros((1, 1, 1, 1), dtype),  # no bias
+        np.zeros(0, dtype),  # no sink
+    )
+    for dtype in _NAMES.values()
+}
 
 
 def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
@@ -111,7 +116,12 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
         code = masking.interpreter()
         plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
     numbers = np.array((request.scale, request.keep, request.epsilon, 0.0), dtype)
-    table, parameters, rows, columns = no_rules, _no_parameters(heads, dtype), no_statistics, no_statistics
+    table, parameters, rows, columns = (
+        no_rules,
+        _no_parameters(heads, dtype),
+        no_statistics,
+        no_statistics,
+    )
     if request.rules:
         encoded = encode_rules(request.rules, heads, dtype, backward=backward)
         request.encoded = encoded
@@ -207,7 +217,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     query, key, value = request.query, request.key, request.value
     dtype = _NAMES[query.dtype]
     lanes = target.tile(dtype).lanes
-    batch, heads, queries, size = query.shape
+    batch, size = query.shape[0], query.shape[3]
     key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
     workers = _threads(request)
     units = batch * key_heads
@@ -272,7 +282,7 @@ def _slots(size: int, units: int) -> int:
 
 
 def _by_distance(tables: Array, queries: int, keys: int) -> Array:
-    """(…, heads, distances) seen as (…, heads, queries, keys), without a copy; may be written to."""
+    """(…, heads, distances) seen as (…, heads, queries, keys), not copied; may be written to."""
     step = tables.strides[-1]
     return np.lib.stride_tricks.as_strided(
         tables[..., queries - 1 :],

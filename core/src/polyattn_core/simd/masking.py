@@ -1,10 +1,10 @@
 """Mask programs in kernels: which keys matter, is a tile empty or full, which pairs are visible.
 
 A program (see :mod:`polyattn_core.masks.program`) is encoded as one row of integers a step, with
-all its tables in two flat arrays. Kernels have it interpreted a tile at a time, so every combination of
-masks runs in the same compiled kernel, at a cost that does not grow with the number of pairs in
-tiles that are empty or full. The interpreter is compiled once, on its own, and called through its
-address: it is no part of each kernel's compilation.
+all its tables in two flat arrays. Kernels have it interpreted a tile at a time, so every
+combination of masks runs in the same compiled kernel, at a cost that does not grow with the number
+of pairs in tiles that are empty or full. The interpreter is compiled once, on its own, and called
+through its address: it is no part of each kernel's compilation.
 """
 
 from __future__ import annotations
@@ -100,17 +100,19 @@ def encode(program: Iterable[Step]) -> EncodedMask:
                 row[7] = 1
         tables[kind].append(table.reshape(-1))
         used[kind] += table.size
-    flat = {
-        kind: (list_[0] if len(list_) == 1 else np.concatenate(list_)) if list_ else None
-        for kind, list_ in tables.items()
-    }
     return EncodedMask(
         steps,
-        NO_INTEGERS if flat[np.int64] is None else flat[np.int64],
-        NO_BYTES if flat[np.uint8] is None else flat[np.uint8],
+        _together(tables[np.int64], NO_INTEGERS),
+        _together(tables[np.uint8], NO_BYTES),
         depth,
         tuple(step.keep for step in program if step.keep is not None),
     )
+
+
+def _together(tables: list[npt.NDArray[Any]], nothing: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not tables:
+        return nothing
+    return tables[0] if len(tables) == 1 else np.concatenate(tables)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -43,7 +43,10 @@ _COEFFICIENTS = {
     ),
 }
 # ln 2 in two parts, so that x − n·ln 2 is exact to the last place.
-_LN2 = {types.float32: (0.693359375, -2.12194440e-4), types.float64: (0.6931471803691238, 1.9082149292705877e-10)}
+_LN2 = {
+    types.float32: (0.693359375, -2.12194440e-4),
+    types.float64: (0.6931471803691238, 1.9082149292705877e-10),
+}
 # Below the lower bound exp is 0 to working precision, above the upper one it overflows.
 _BOUNDS = {types.float32: (-87.0, 88.72), types.float64: (-708.0, 709.78)}
 

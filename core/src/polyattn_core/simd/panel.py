@@ -59,7 +59,7 @@ def panel_kernel(dtype: str) -> Kernel:
     number = np.dtype(dtype).type
     bits = np.int32 if dtype == "float32" else np.int64
     # Ordered whole numbers of −inf and +inf.
-    ordered_lowest = bits(np.array(-np.inf, dtype).view(bits) ^ np.iinfo(bits).max)
+    ordered_lowest = bits(int(np.array(-np.inf, dtype).view(bits)) ^ int(np.iinfo(bits).max))
     ordered_highest = bits(np.array(np.inf, dtype).view(bits))
     lowest, zero, one, half = number(-np.inf), number(0), number(1), number(0.5)
     tolerance = number(np.finfo(dtype).eps)
@@ -73,7 +73,9 @@ def panel_kernel(dtype: str) -> Kernel:
         """Newton steps from the left, where they rise monotonically to the root."""
         for j in range(wide):
             top = scratch[most + j]
-            scratch[threshold + j] = zero if top == lowest else (half * top if squared else top) - one
+            scratch[threshold + j] = (
+                zero if top == lowest else (half * top if squared else top) - one
+            )
         for _ in range(_NEWTON_STEPS):
             for j in range(wide):
                 scratch[total + j] = zero
@@ -228,9 +230,7 @@ def panel_kernel(dtype: str) -> Kernel:
                     seen[x] = np.uint8(scratch[at + x] != zero)
                 if plan[5] >= 0:
                     drop(p, b, h, q0, start + k0, nk, scratch, at)
-                accumulate(
-                    p, PARTIAL, b, h, start + k0, nk, scratch, at, output, ones, safe, seen
-                )
+                accumulate(p, PARTIAL, b, h, start + k0, nk, scratch, at, output, ones, safe, seen)
             for j in range(nq):
                 factor = one
                 thresholds[b, h, q0 + j] = scratch[threshold + j]

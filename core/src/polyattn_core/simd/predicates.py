@@ -45,6 +45,8 @@ def compiled(function: Callable[..., Any]) -> Any:
         name = getattr(python, "__qualname__", repr(python))
         code = getattr(python, "__code__", None)
         place = f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown source"
-        raise KernelError(f"the mask predicate {name} ({place}) cannot be compiled: {error}") from error
+        raise KernelError(
+            f"the mask predicate {name} ({place}) cannot be compiled: {error}"
+        ) from error
     _compiled[python] = found
     return found

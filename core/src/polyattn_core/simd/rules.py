@@ -18,8 +18,8 @@ parameter, one number a head. A derivative returns the partial derivatives by th
 by `row` and `column` where the rule has them, and by each parameter, in that order.
 
 A rule is compiled on its own, in a fraction of a second, to code that kernels call once a tile, so
-kernels themselves are never compiled anew. Write constants as ``np.float32(…)``: a bare ``2.0`` is a
-float64 and halves the speed in float32.
+kernels themselves are never compiled anew. Write constants as ``np.float32(…)``: a bare ``2.0`` is
+a float64 and halves the speed in float32.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from numba.extending import intrinsic
 from ..errors import KernelError
 from . import target
 from .content import digest
-from .jit import OPTIONS, callback, inline
-from .vector import I64, pointer
+from .jit import OPTIONS, callback
+from .vector import pointer
 
 Array = npt.NDArray[Any]
 
@@ -133,7 +133,7 @@ class ScoreRule:
             "ZERO": np.dtype(dtype).type(0),
             "__name__": __name__,
         }
-        exec(self._source(backward), scope)  # noqa: S102 - our own template
+        exec(self._source(backward), scope)
         passed = (numbers, numbers, integers, *[numbers] * (6 if backward else 3))
         tag = f"{self.name} {digest(function)} {dtype} {wide}"
         try:
@@ -147,7 +147,12 @@ class ScoreRule:
 
     def _source(self, backward: bool) -> str:
         words = {"row": "row[j]", "column": "column_value"}
-        positions = {"batch": "meta[0]", "head": "meta[1]", "query": "(meta[2] + j)", "key": "(meta[3] + k)"}
+        positions = {
+            "batch": "meta[0]",
+            "head": "meta[1]",
+            "query": "(meta[2] + j)",
+            "key": "(meta[3] + k)",
+        }
         by_index = list(positions.values())
         taken = []
         for name in self.arguments[1:]:
@@ -187,8 +192,7 @@ class ScoreRule:
             sums.append(f"            s{i} += partial[{number + i}] * incoming if live else ZERO")
             stores.append(f"    d_parameters[{i}] += s{i}")
         lines = [
-            "def tile_pass(scores, gradient, meta, row, column, parameters, d_row, d_column,"
-            " d_parameters):",
+            "def tile_pass(scores, gradient, meta, row, column, parameters, d_row, d_column, d_parameters):",  # noqa: E501
             *unpack,
             *[f"    s{i} = ZERO" for i in range(len(self.parameters))],
             "    for k in range(meta[4]):",
@@ -289,7 +293,10 @@ def call_forward(typing, address, scratch, scores, meta, row, columns, column, p
         at = builder.gep(s, [args[2]])
         _emit_call(
             builder, args[0],
-            [at, at, m, builder.gep(s, [args[4]]), builder.gep(c, [args[6]]), builder.gep(p, [args[8]])],
+            [
+                at, at, m, builder.gep(s, [args[4]]), builder.gep(c, [args[6]]),
+                builder.gep(p, [args[8]]),
+            ],
         )  # fmt: skip
         return context.get_dummy_value()
 

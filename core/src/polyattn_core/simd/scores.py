@@ -162,7 +162,26 @@ def score_operations(dtype: str) -> SimpleNamespace:
                     scratch[at + j] += bias[b, h, q0 + j, k0 + i]
 
     @inline
-    def score_tile(p, b, h, q0, nq, k0, nk, scratch, queries, scores, maximum, rowed, stages, place, stack, seen, meta, always):  # type: ignore[no-untyped-def]  # noqa: E501
+    def score_tile(
+        p,
+        b,
+        h,
+        q0,
+        nq,
+        k0,
+        nk,
+        scratch,
+        queries,
+        scores,
+        maximum,
+        rowed,
+        stages,
+        place,
+        stack,
+        seen,
+        meta,
+        always,
+    ):  # type: ignore[no-untyped-def]
         """Final scores of a tile, −inf where invisible; returns its class.
 
         `maximum` receives the tile's maxima; `stages`, if not −1, the scores before each rule. An
@@ -175,9 +194,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
             place[BATCH], place[HEAD], place[FIRST], place[COUNT] = b, h, q0, nq
             place[QUERY_COUNT], place[KEY_COUNT] = plan[2], plan[3]
             place[KEY], place[WIDTH], place[WIDE] = key_at, nk, wide
-            found = interpret(
-                plan[9], p.steps, p.integers, p.octets, place, stack, seen
-            )
+            found = interpret(plan[9], p.steps, p.integers, p.octets, place, stack, seen)
             if found == EMPTY:
                 if always:
                     for x in range(nk * wide):
@@ -187,9 +204,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         products(p.key, b, h // group, k0, nk, scratch, queries, scores, maximum)
         count = p.rules.shape[0] - (1 if plan[0] == ELEMENTWISE else 0)
         if count > 0:
-            run_rules(
-                p, 0, count, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta
-            )
+            run_rules(p, 0, count, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta)
         if plan[7] != 0:
             add_bias(p.bias, p.bias_batch[b], h, q0, nq, key_at, nk, scratch, scores)
         if found == PARTIAL:
@@ -255,7 +270,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
 
     @inline
     def accumulate(p, found, b, h, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
-        """output = output · rescale + Vᵀ · weightsᵀ.
+        """Output = output · rescale + Vᵀ · weightsᵀ.
 
         Where part of the tile is invisible, values that are not finite are taken out of the
         product, in which they would reach every query as 0 · NaN, and added where they are seen.
@@ -271,9 +286,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         if clean:
             d = 0
             while d + rows <= size:
-                value_product(
-                    value, at + d, step, scratch, weights, output + d * wide, rescale, nk
-                )
+                value_product(value, at + d, step, scratch, weights, output + d * wide, rescale, nk)
                 d += rows
             while d < size:
                 value_product_1(

@@ -50,9 +50,7 @@ def run(kernel: Callable[..., Any], arguments: tuple[Any, ...], tasks: int, thre
         kernel(*arguments, counter)
         return
     pool = _helpers()
-    futures: list[Future[Any]] = [
-        pool.submit(kernel, *arguments, counter) for _ in range(helpers)
-    ]
+    futures: list[Future[Any]] = [pool.submit(kernel, *arguments, counter) for _ in range(helpers)]
     try:
         kernel(*arguments, counter)
     finally:

@@ -141,7 +141,7 @@ def _value_product(tile: target.Tile, rows: int) -> Any:
 
 
 def _lane_product(tile: target.Tile, rows: int, columns: int) -> Any:
-    """C[rows, columns·lanes] += A[rows, queries] · B[queries, columns·lanes], all in scratch or out.
+    """C[rows, columns·lanes] += A[rows, queries] · B[queries, columns·lanes].
 
     The product that is contracted over queries: gradients of keys and values.
     """
@@ -201,9 +201,7 @@ def _softmax_step(tile: target.Tile) -> Any:
             shifts, rescales = [], []
             for n in range(columns):
                 old = vectors.load(builder, s, place(0, n), ALIGN)
-                new = vectors.maximum(
-                    builder, vectors.load(builder, s, place(3, n), ALIGN), old
-                )
+                new = vectors.maximum(builder, vectors.load(builder, s, place(3, n), ALIGN), old)
                 empty = builder.fcmp_ordered("==", new, lowest)
                 base = builder.select(empty, zero, new)
                 shifts.append(builder.fmul(base, vectors.constant(-float(np.log2(np.e)))))

@@ -102,14 +102,15 @@ class MultiHead(ScaledDotProduct):
             parameters: dict[str, Array] = {}
             d_attended = self._affine_pullback("output", merge_heads(attended), merged, parameters)
             found = pull(split_heads(d_attended, self.config.heads, "gradient"))
-            back = [
+            d_query, d_key, d_value = (
                 split_heads(
                     self._affine_pullback(name, inputs[name], merge_heads(part), parameters),
                     self.config.heads, name,
                 )
                 for name, part in zip(_INPUTS, (found.query, found.key, found.value), strict=True)
-            ]  # fmt: skip
-            return Gradients(*back, found.bias, {**found.parameters, **parameters})
+            )  # fmt: skip
+            learned = {**found.parameters, **parameters}
+            return Gradients(d_query, d_key, d_value, found.bias, learned)
 
         return self._output(attended, call), pullback
 
@@ -122,7 +123,7 @@ class MultiHead(ScaledDotProduct):
                 raise ShapeError(name, array.shape, f"head size {config.head_dim}")
         inputs = {name: merge_heads(getattr(call, name)) for name in _INPUTS}
         heads = {"query": config.heads, "key": config.key_heads, "value": config.key_heads}
-        projected = {
+        projected: dict[str, Any] = {
             name: split_heads(self._affine(name, array), heads[name], name)
             for name, array in inputs.items()
         }

@@ -138,7 +138,7 @@ def sigmoid(
     offset = -np.log(key.shape[-2]) if config.offset is None else config.offset
 
     def weigh(scores: Array) -> Array:
-        return 1 / (1 + np.exp(-(scores + offset)))
+        return np.asarray(1 / (1 + np.exp(-(scores + offset))))
 
     with np.errstate(over="ignore"):
         return _weighted(weigh, query, key, value, mask, bias, config, parameters)
