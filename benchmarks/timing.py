@@ -1,0 +1,33 @@
+"""Interleaved timing: all candidates take turns, so that drift of the machine hits them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], rounds: int = 7, seconds: float = 0.15
+) -> dict[str, float]:
+    """Median seconds of one call of each candidate.
+
+    In each round every candidate is called once untimed and then often enough to fill `seconds`
+    (at least once).
+    """
+    repeats = {}
+    for name, call in candidates.items():
+        call()
+        start = time.perf_counter()
+        call()
+        once = time.perf_counter() - start
+        repeats[name] = max(1, int(seconds / max(once, 1e-7)))
+    found: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            call()
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            found[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: statistics.median(values) for name, values in found.items()}
