@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
 
 import polyattn as pa
 import polyattn_registry
 from polyattn.cli import _lazy
-from polyattn.cli._lazy import ENTRIES, first_line
+from polyattn.cli._lazy import ENTRIES
 from polyattn_core.errors import PolyattnError
+from polyattn_core.spec import resolve
 
 Cli = Callable[..., Any]
 HEAVY = {"llvmlite", "numba", "numpy", "pydantic", "scipy"}
@@ -68,7 +70,9 @@ def test_help_names_every_command(cli: Cli) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_help_agrees_with_the_command(entry: _lazy.Entry, cli: Cli) -> None:
-    assert first_line(entry.reference) == entry.help
+    target = resolve(entry.reference)
+    text = target.info.help if isinstance(target, typer.Typer) else target.__doc__
+    assert text.partition("\n")[0] == entry.help
     result = cli(entry.name, "--help")
     assert result.code == 0
     assert entry.help.split(":")[0] in " ".join(result.out.split())

@@ -75,10 +75,10 @@ def family_rules(package: str) -> tuple[Rule, ...]:
         Rule(package),
         Rule(rf"{package}\.plugin", ("polyattn_core.hooks", "polyattn_core.spec", f"={package}")),
         Rule(rf"{package}\.config", ("pydantic", *CORE, package)),
-        Rule(rf"{package}(\..*)?\.reference(\..*)?", ("numpy", "scipy", f"{package}*.reference")),
+        Rule(rf"{package}(\..*)?\.reference(\..*)?", ("numpy", "scipy", "polyattn_core.reference", f"{package}*.reference")),
         Rule(
             rf"{package}(\..*)?\.kernels(\..*)?",
-            ("numpy", "numba", "polyattn_core.simd", f"{package}*.kernels"),
+            ("numpy", "numba", "llvmlite", "polyattn_core.simd", f"{package}*.kernels"),
         ),
         Rule(rf"{package}\..*", ("numpy", *CORE, package)),
     )
@@ -90,7 +90,10 @@ SDK_IN_FUNCTIONS = (
 )
 
 RULES = (
-    Rule(r"polyattn_core\.simd(\..*)?", ("numpy", "numba", "llvmlite", "polyattn_core.simd")),
+    Rule(
+        r"polyattn_core\.simd(\..*)?",
+        ("numpy", "numba", "llvmlite", "polyattn_core.simd", "polyattn_core.errors"),
+    ),
     Rule(
         r"polyattn_core(\.(spec|hooks|errors|diagnostics|resolver))?", ("pluggy", *LIGHT_CORE), CORE
     ),

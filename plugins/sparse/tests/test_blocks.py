@@ -77,7 +77,7 @@ def test_wrong_layouts(create: Create, arrays: Arrays) -> None:
     with pytest.raises(ConfigError, match=text):
         mechanism.attend(*arrays(9, 13))
     for wrong in ([], [[]], [[True, False], [True]]):
-        with pytest.raises(ConfigError, match="layout: .*rows of one length"):
+        with pytest.raises(ConfigError, match=r"layout: .*rows of one length"):
             create("block-sparse", dim=8, layout=wrong)
     with pytest.raises(ConfigError, match="layout"):
         create("block-sparse", dim=8, layout="all")
@@ -139,9 +139,7 @@ def test_draws_differ_between_heads_and_seeds(create: Create, arrays: Arrays) ->
 
 
 def test_draws_are_even(create: Create) -> None:
-    mechanism = create(
-        "bigbird", dim=2, block=1, neighbours=0, global_blocks=0, random_blocks=8
-    )
+    mechanism = create("bigbird", dim=2, block=1, neighbours=0, global_blocks=0, random_blocks=8)
     tokens = 400
     mask = mechanism.combined_mask(None, MaskShape((1,), 1, tokens, tokens))
     drawn = mask.dense(MaskShape((1,), 1, tokens, tokens))[0, 0] & ~np.eye(tokens, dtype=bool)
@@ -172,7 +170,7 @@ def test_causal_draws_are_among_earlier_blocks(create: Create, arrays: Arrays) -
 def test_global_blocks_must_be_there(create: Create, arrays: Arrays) -> None:
     mechanism = create("bigbird", dim=8, heads=2, block=4, global_blocks=(0, 3))
     mechanism.attend(*arrays(16, 16))
-    with pytest.raises(ConfigError, match="global_blocks: got 3; expected .* the 2 of the keys"):
+    with pytest.raises(ConfigError, match=r"global_blocks: got 3; expected .* the 2 of the keys"):
         mechanism.attend(*arrays(5, 5))
     with pytest.raises(ConfigError, match="global_blocks: got -1; expected how many, at least 0"):
         create("bigbird", dim=8, global_blocks=-1)

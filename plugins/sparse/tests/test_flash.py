@@ -221,7 +221,7 @@ OTHER_VALUES: dict[str, Any] = {
     "stride": 2,
     "pattern": "fixed",
     "summary": 1,
-    "block": 4,
+    "block": 8,
     "neighbours": 0,
     "layout": np.eye(10, dtype=bool),
     "global_blocks": 3,

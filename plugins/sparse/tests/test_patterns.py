@@ -122,7 +122,7 @@ def test_local_global(
 def test_global_tokens_must_be_there(create: Create, arrays: Arrays) -> None:
     mechanism = create("local-global", dim=8, heads=2, global_tokens=(0, 7))
     mechanism.attend(*arrays(8, 8))
-    with pytest.raises(ConfigError, match="global_tokens: got 7; expected .* among the 5 keys"):
+    with pytest.raises(ConfigError, match=r"global_tokens: got 7; expected .* among the 5 keys"):
         mechanism.attend(*arrays(5, 5))
     with pytest.raises(ConfigError, match="global_tokens: got -1; expected how many, at least 0"):
         create("local-global", dim=8, global_tokens=-1)
@@ -161,7 +161,7 @@ def test_fixed(
 
 
 def test_summary_is_at_most_the_stride(create: Create, arrays: Arrays) -> None:
-    with pytest.raises(ConfigError, match="summary: got 5; .*at most the stride 4"):
+    with pytest.raises(ConfigError, match=r"summary: got 5; .*at most the stride 4"):
         create("strided", dim=8, stride=4, summary=5, pattern="fixed")
     # A default of 8 gives way.
     mechanism = create("strided", dim=8, heads=2, stride=4, pattern="fixed")

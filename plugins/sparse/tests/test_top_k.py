@@ -36,11 +36,11 @@ def test_top_k(create: Create, arrays: Arrays, dense: Dense, k: int, dtype: Any)
     # Sums of small whole numbers are exact, so both find the same scores.
     query, key, value = (np.round(4 * array) for array in arrays(33, 100))
     seen = highest(query @ key.swapaxes(-1, -2), k)
-    top = create("top-k", dim=8, heads=2, k=k, scale=0.25)
+    top = create("top-k", dim=8, heads=2, k=k, scale=0.0625)
     single = [array.astype(dtype) for array in (query, key, value)]
     tolerance = 1e-5 if dtype == np.float32 else 1e-11
     np.testing.assert_allclose(
-        top.attend(*single), dense(query, key, value, seen, scale=0.25), atol=50 * tolerance
+        top.attend(*single), dense(query, key, value, seen, scale=0.0625), atol=50 * tolerance
     )
     found = top.observe(*single, "weights").weights
     np.testing.assert_array_equal(found > 0, seen)

@@ -91,8 +91,8 @@ def carry_out(request: Request, progress: Progress = lambda done, total: None) -
             so_far += queries
             progress(so_far, total)
 
-        start = time.perf_counter()
         with _preparation() as kernels:
+            start = time.perf_counter()
             _blocks.attend(mechanism, inputs, chosen, request.statistics, output, done)
         shapes = {name: (array.shape, array.dtype.name) for name, array in output.arrays.items()}
         places = output.finish()

@@ -30,7 +30,8 @@ class MultiHead(ScaledDotProduct):
     O(n² dim + n dim²) time, O(n dim) memory.
 
     Queries, keys and values are (…, tokens, dim), whatever `kv_heads`, and so is the output. By
-    heads, the inputs are that split into `heads` heads *before* the projections.
+    heads, the inputs are that split into `heads` heads *before* the projections. A query that sees
+    nothing attends to 0 and gets `output.bias`.
 
     The parameters are in torch's layout, (out, in): `query.weight` (dim, dim), `key.weight` and
     `value.weight` (kv_heads · head size, dim), `output.weight` (dim, dim), and with `bias` one
@@ -175,7 +176,8 @@ class MultiHead(ScaledDotProduct):
     ) -> Array:
         flat = gradient.reshape(-1, gradient.shape[-1])
         # Hidden tokens have no gradient, and 0 · NaN must not make them one.
-        seen = np.where(flat.any(axis=1)[:, None], array.reshape(-1, array.shape[-1]), 0)
+        live = np.any(flat, axis=1, keepdims=True)
+        seen = np.where(live, array.reshape(-1, array.shape[-1]), 0)
         parameters[f"{name}.weight"] = flat.T @ seen
         if self.config.bias:
             parameters[f"{name}.bias"] = flat.sum(axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from polyattn_core.hooks import API_VERSION, hookimpl
 from polyattn_core.spec import (
     Capabilities,
+    ConformanceCase,
     MechanismSpec,
     PluginInfo,
     PresetSpec,
@@ -195,3 +196,23 @@ def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
 @hookimpl
 def polyattn_presets() -> list[PresetSpec]:
     return presets_from_toml(_MODULE, FAMILY)
+
+
+@hookimpl
+def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
+    projected = {"check_weights_sum_values_to_the_output": "values and outputs are projected"}
+    return (
+        ConformanceCase(
+            mechanism="multi-head",
+            expected_failures={
+                **projected,
+                "check_empty_rows": "attending to nothing is projected too, to `output.bias`",
+            },
+        ),
+        ConformanceCase(
+            mechanism="multi-head",
+            name="without-vectors",
+            options={"bias": False},
+            expected_failures=projected,
+        ),
+    )

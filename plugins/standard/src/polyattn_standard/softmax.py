@@ -104,11 +104,16 @@ class Cosine(StreamingMechanism):
 
 
 def _unit(array: Array, epsilon: float) -> tuple[Array, Array]:
-    length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
-    return array / np.maximum(length, epsilon), length
+    # Hidden keys may hold anything; a warning about them would mislead.
+    with np.errstate(invalid="ignore", over="ignore"):
+        length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
+        return array / np.maximum(length, epsilon), length
 
 
 def _unit_pullback(gradient: Array, unit: Array, length: Array, epsilon: float) -> Array:
+    # Hidden vectors have no gradient, and 0 · NaN must not make them one.
+    live = np.any(gradient, axis=-1, keepdims=True)
+    unit, length = np.where(live, unit, 0), np.where(live, length, 1)
     along = np.einsum("...d,...d->...", gradient, unit)[..., None]
     tangent = gradient - np.where(length > epsilon, along, 0) * unit
     return np.asarray(tangent / np.maximum(length, epsilon))

@@ -153,10 +153,3 @@ def _spared(parameter: Any, *, text: bool) -> Any:
     setattr(process_value, "spares", True)  # noqa: B010 - functions declare no attributes
     parameter.process_value = process_value
     return parameter
-
-
-def first_line(reference: str) -> str:
-    """The first line of a command's docstring, which help has to agree with."""
-    target = resolve(reference)
-    text = target.info.help if isinstance(target, typer.Typer) else inspect.getdoc(target)
-    return str(text).partition("\n")[0]

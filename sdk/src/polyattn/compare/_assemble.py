@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 
 from ._checks import Checked
@@ -86,8 +87,9 @@ def _sharpness(outcome: Outcome) -> Sharpness | None:
     candidate = outcome.candidate
     if candidate.fixed:
         value = candidate.options(None).get(candidate.option)
-        known = isinstance(value, int | float)
-        return Sharpness(candidate.option, float(value), (), (), False, True) if known else None
+        if not isinstance(value, int | float):
+            return None
+        return Sharpness(candidate.option, float(value), (), (), on_border=False, fixed=True)
     chosen = [search.value for search in outcome.searches if search.value is not None]
     if not chosen:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 
 from ._optional import need

@@ -95,9 +95,7 @@ def _standing_shape(rows: Sequence[Mapping[str, Any]]) -> Any:
     return _by_standing(rows, "Shape", _SHAPES)
 
 
-def _by_standing(
-    rows: Sequence[Mapping[str, Any]], channel: str, looks: Sequence[str]
-) -> Any:
+def _by_standing(rows: Sequence[Mapping[str, Any]], channel: str, looks: Sequence[str]) -> Any:
     """An encoding of those standings that occur; the page has the legend, in words that wrap."""
     alt = altair()
     present = {row["standing"] for row in rows}
@@ -150,7 +148,8 @@ def cost(found: Comparison) -> Chart:
             other["ms"] < row["ms"] and sign * other["score"] >= sign * row["score"]
             for other in rows
         )
-        row["label"] = "" if beaten and row["standing"] not in ("best", "anchor") else row["mechanism"]
+        named = not beaten or row["standing"] in (STANDINGS[0], STANDINGS[3])
+        row["label"] = row["mechanism"] if named else ""
     times = [row["ms"] for row in rows]
     # Room for names to the right of the marks.
     span = [min(times) / 1.3, max(times) * (max(times) / min(times)) ** 0.25 * 1.3]

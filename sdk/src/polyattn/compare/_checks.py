@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, DataError
 
@@ -45,6 +47,7 @@ def check(data: Dataset, settings: Settings) -> Checked:
     array = as_vectors(data.vectors)
     labels = None if settings.task == "reconstruction" else _as_labels(data.labels, len(array))
     task = _task(labels, settings)
+    target: Array | None
     if task == "classification":
         assert labels is not None
         names, target = _classes(labels)
@@ -116,7 +119,7 @@ def _task(labels: Array | None, settings: Settings) -> TaskName:
             raise DataError("labels", "none", f"labels, for {asked}")
         return "reconstruction"
     if asked != "auto":
-        return cast("TaskName", asked)
+        return asked
     # Fractions are measurements, not names of classes.
     fractions = labels.dtype.kind == "f" and bool((labels != np.round(labels)).any())
     many = labels.dtype.kind in "iuf" and len(np.unique(labels)) > max(20, len(labels) // 10)
@@ -147,9 +150,8 @@ def _as_target(labels: Array) -> Array:
 def _check_counts(names: tuple[str, ...], target: Array, samples: int, settings: Settings) -> None:
     """Is every class large enough to be in every part of every split?"""
     counts = np.bincount(target, minlength=len(names))
-    least = next(
-        size for size in range(2, samples + 4) if size - math.ceil(size * settings.test_size) >= 2
-    )
+    share = settings.test_size
+    least = next(size for size in itertools.count(2) if size - math.ceil(size * share) >= 2)
     smallest = int(counts.argmin())
     if counts[smallest] < least:
         few = int((counts < least).sum())

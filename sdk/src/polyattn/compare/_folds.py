@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 from polyattn_core.errors import DataError
 
@@ -98,9 +99,7 @@ def _fold(
     def part(queries: Array, keys: Array) -> Part:
         return Part(scaled[queries], scaled[keys], target[queries], target[keys])
 
-    validation = tuple(
-        part(held[:SEARCH_QUERIES], rest[:SEARCH_KEYS]) for rest, held in parts
-    )
+    validation = tuple(part(held[:SEARCH_QUERIES], rest[:SEARCH_KEYS]) for rest, held in parts)
     return Fold(part(test, train), validation, test, hidden)
 
 

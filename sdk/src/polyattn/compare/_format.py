@@ -51,7 +51,7 @@ def seconds(value: float) -> str:
 def megabytes(count: int) -> str:
     """Bytes as megabytes; less than can be measured is said to be so."""
     if count < 100_000:
-        return "< 0.1 MB"
+        return "<0.1 MB"
     return f"{count / 1e6:.1f} MB" if count < 1e8 else f"{count / 1e6:,.0f} MB"
 
 

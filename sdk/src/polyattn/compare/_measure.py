@@ -64,7 +64,7 @@ def _resident() -> int | None:
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")
         return _status("VmRSS")
-    except (OSError, AttributeError, StopIteration):
+    except (OSError, AttributeError, TypeError, StopIteration):
         return None
 
 

@@ -103,7 +103,7 @@ def _cells(found: Comparison, row: Row) -> dict[str, Any]:
     metric, name = found.metric, standing(found, row)
     difference = row.difference
     shown = row is not found.best and difference is not None
-    sharp = row.sharpness
+    sharp, other_metrics = row.sharpness, [m for m in found.metrics if m.name != metric.name]
     return {
         "row": row,
         "standing": name,
@@ -115,10 +115,9 @@ def _cells(found: Comparison, row: Row) -> dict[str, Any]:
         "p": "" if row.p_value is None or not shown else _probability(row.p_value),
         "others": [
             (fmt.score(other, row.scores[other.name].mean), row.scores[other.name].mean)
-            for other in found.metrics
-            if other.name != metric.name
+            for other in other_metrics
         ],
-        "sharpness": fmt.UNKNOWN if sharp is None else f"{sharp.option} {fmt.sharpness(sharp.value)}",
+        "sharpness": f"{sharp.option} {fmt.sharpness(sharp.value)}" if sharp else fmt.UNKNOWN,
         "time": fmt.seconds(row.seconds),
         "memory": fmt.megabytes(row.memory),
     }

@@ -48,9 +48,7 @@ def _classes(found: Comparison, errors: Errors) -> Chart:
     )
     legend = None if written else alt.Legend(title=None, orient="top", symbolOpacity=1, columns=4)
     colour = (
-        alt.Color("true:N", sort=list(classes), legend=legend)
-        if coloured
-        else alt.value("@muted")
+        alt.Color("true:N", sort=list(classes), legend=legend) if coloured else alt.value("@muted")
     )
     if written:
         marks = base.mark_text(fontSize=11, fontWeight=600).encode(text="true:N", color=colour)

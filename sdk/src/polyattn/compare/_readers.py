@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array
-from polyattn_core.errors import DataError, FileFormatError
+from polyattn_core.errors import DataError
 
 from ._optional import need
 
@@ -36,16 +37,15 @@ def read(path: Path, label_column: str | None) -> Content:
 
     Raises
     ------
-    FileFormatError
-        If the file is missing or of a format that is not read.
     DataError
-        If what it holds is not a table of numbers, naming the column and the row.
+        If the file is missing or of a format that is not read; or if what it holds is not a table
+        of numbers, naming the column and the row.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise FileFormatError("data", str(path), f"a file ending in {', '.join(SUFFIXES)}")
+        raise DataError("data", str(path), f"a file ending in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise FileFormatError("data", str(path), "a file that exists")
+        raise DataError("data", str(path), "a file that exists")
     try:
         if suffix == ".npy":
             return Content(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -53,7 +53,7 @@ def read(path: Path, label_column: str | None) -> Content:
             return _from_npz(path, label_column)
         table = _parquet(path) if suffix == ".parquet" else _csv(path)
     except (OSError, EOFError) as error:
-        raise FileFormatError("data", f"{path} ({error})", "a readable file") from None
+        raise DataError("data", f"{path} ({error})", "a readable file") from None
     except (ValueError, UnicodeDecodeError) as error:
         if isinstance(error, DataError):
             raise

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from polyattn_core.config import build_config
 from polyattn_core.errors import ConfigError
 
@@ -22,10 +23,11 @@ from ._optional import need
 from ._selection import select, split_names
 from ._smoothers import Candidate, NearestNeighbours, NumpySoftmax
 from ._tasks import Classification, Regression, Task
-from ._trial import Outcome, run
+from ._trial import run
 from .data import Dataset, load
 from .results import Comparison, DataSummary, Metric
 from .settings import Settings
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -35,6 +37,8 @@ class Progress:
     total: int
     label: str
     """What is being looked at."""
+    warm: bool
+    """Its kernels are compiled."""
     metric: Metric
     scores: tuple[tuple[str, float], ...]
 
@@ -112,8 +116,8 @@ def compare(
     task: Task = Classification(len(checked.classes)) if checked.classes else Regression()
     metric = _metric(task, chosen)
     dim = folds[0].test.query.shape[1]
-    candidates, left_out = select(chosen, dim)
-    candidates = [NearestNeighbours(), NumpySoftmax(), *candidates]
+    mechanisms_found, left_out = select(chosen, dim)
+    candidates: list[Candidate] = [NearestNeighbours(), NumpySoftmax(), *mechanisms_found]
     report = _Reporter(progress, metric, len(folds), len(candidates))
     with _limited(chosen.threads):
         outcomes = [run(c, task, metric, folds, chosen, report.begin(c)) for c in candidates]
@@ -162,19 +166,20 @@ class _Reporter:
         """Announce a candidate; returns what is to be told its scores after each split."""
         before = self._begun * self._splits
         self._begun += 1
-        self._report(before, candidate.label)
+        self._report(before, candidate.label, warm=False)
 
         def finished(scores: list[float]) -> None:
-            self._scores[candidate.label] = float(np.mean(scores))
+            if scores:
+                self._scores[candidate.label] = float(np.mean(scores))
             self._report(before + len(scores), candidate.label)
 
         return finished
 
-    def _report(self, done: int, label: str) -> None:
+    def _report(self, done: int, label: str, warm: bool = True) -> None:
         if self._tell is not None:
             sign = -1 if self._metric.higher_is_better else 1
             order = sorted(self._scores.items(), key=lambda item: sign * item[1])
-            self._tell(Progress(done, self._total, label, self._metric, tuple(order)))
+            self._tell(Progress(done, self._total, label, warm, self._metric, tuple(order)))
 
     def end(self) -> None:
         """Announce the end."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Candidate(ABC):
     grid: Sequence[int] | None = None
     """The values to try; None lets the search find where the output reacts."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
         """Look at what may fail to import. Called once, before anything else."""
 
     @abstractmethod
@@ -93,7 +94,8 @@ class FromRegistry(Candidate):
         options = self.options(sharpness)
         if self._threads is not None:
             options.setdefault("threads", self._threads)
-        return _Attending(create(self._create_name, config={"dim": self._dim, "heads": 1, **options}))
+        config = {"dim": self._dim, "heads": 1, **options}
+        return _Attending(create(self._create_name, config=config))
 
 
 class _Attending(Smoothing):
@@ -102,7 +104,8 @@ class _Attending(Smoothing):
 
     def smooth(self, query: Array, key: Array, value: Array) -> Array:
         output: Array = self._mechanism.attend(query[None], key[None], value[None])
-        return output[0]
+        first: Array = output[0]
+        return first
 
     def weights(self, query: Array, key: Array) -> Array:
         found = np.empty((len(query), len(key)), query.dtype)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 from polyattn_core.errors import PolyattnError
 
@@ -30,7 +31,7 @@ R2 = Metric("r2", "R²", True, "share of the variance that is predicted", best=1
 MAE = Metric("mae", "MAE", False, "mean absolute error, in standard deviations", best=0.0)
 
 TIE_BREAK = 1e-3
-"""Weight of the log-loss beside the error rate: a log-loss of 2 counts less than one vector of 400."""
+"""Weight of the log-loss beside the error rate: 2 of it count less than one vector of 400."""
 
 
 class NotFiniteError(PolyattnError):

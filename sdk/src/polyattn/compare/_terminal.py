@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -37,7 +38,9 @@ def as_text(found: Comparison, width: int) -> str:
 
 def report(found: Comparison, width: int = 120) -> RenderableType:
     """Everything there is to say, for a terminal of that width."""
-    parts: list[RenderableType] = [leaderboard(found, width), _legend(found), Text()]
+    parts: list[RenderableType] = []
+    if len(found.failed) < len(found.rows):
+        parts += [leaderboard(found, width), _legend(found), Text()]
     parts += [Padding(Text(f"• {sentence}"), (0, 0, 0, 1)) for sentence in found.summary()]
     parts += _troubles(found)
     advice = found.recommend()
@@ -59,7 +62,13 @@ def leaderboard(found: Comparison, width: int) -> Table:
     """One line for each candidate that was measured, best first."""
     metric, wide = found.metric, width >= NARROW
     others = [other for other in found.metrics if other.name != metric.name]
-    table = Table(box=box.SIMPLE_HEAD, title=_title(found), title_justify="left", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=_title(found),
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("", width=1)
     table.add_column("mechanism", no_wrap=True, overflow="ellipsis")
     table.add_column(_heading(metric), justify="right", no_wrap=True)
@@ -138,9 +147,9 @@ def _legend(found: Comparison) -> Text:
 
 def _troubles(found: Comparison) -> list[RenderableType]:
     """What failed, what was left out, and what to know of the rest."""
-    lines: list[RenderableType] = []
-    for row in found.failed:
-        lines.append(Text.assemble((f" ✗ {row.label}: ", "bold red"), row.error))
+    lines: list[RenderableType] = [
+        Text.assemble((f" ✗ {row.label}: ", "bold red"), row.error) for row in found.failed
+    ]
     for row in found.rows:
         lines += [Text.assemble((f" ! {row.label}: ", "yellow"), note) for note in row.caveats]
     lines += [Text.assemble((" ! ", "yellow"), note) for note in found.data.notes]
@@ -150,6 +159,12 @@ def _troubles(found: Comparison) -> list[RenderableType]:
     for reason, names in reasons.items():
         lines.append(Text(f" – left out: {', '.join(names)} ({reason})", style="dim"))
     return [Text(), *lines] if lines else []
+
+
+def _doing(progress: Progress) -> str:
+    if not progress.label:
+        return "putting it together"
+    return escape(progress.label) + ("" if progress.warm else " (getting ready)")
 
 
 class Display:
@@ -186,7 +201,7 @@ class Display:
         """Show how far it is."""
         self._bar.update(
             self._task,
-            description=progress.label or "putting it together",
+            description=_doing(progress),
             completed=progress.done,
             total=progress.total,
         )
@@ -196,5 +211,6 @@ class Display:
     def _so_far(self, progress: Progress) -> Table:
         table = Table(box=None, show_header=False, pad_edge=False)
         for place, (label, score) in enumerate(progress.scores[: self._best], start=1):
-            table.add_row(Text(f"{place}", style="dim"), label, fmt.score(progress.metric, score))
+            number = Text(f"{place}", style="dim")
+            table.add_row(number, Text(label), fmt.score(progress.metric, score))
         return table

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ConfigError, PolyattnError
 
@@ -55,14 +57,18 @@ def run(
 ) -> Outcome:
     """Tune, predict, score and time a candidate on all splits.
 
-    `finished` is called after each split with the scores so far.
+    `finished` is called once all is compiled, and after each split, with the scores so far.
     """
     outcome = Outcome(candidate)
     try:
         candidate.prepare()
         # Compiles what has to be compiled, before the clock starts.
         first = folds[0].validation[0]
-        candidate.at(None).smooth(first.query, first.key, task.values(first))
+        smoothing = candidate.at(None)
+        smoothing.smooth(first.query, first.key, task.values(first))
+        if task.ranks:
+            smoothing.weights(first.query[:1], first.key)
+        finished([])
         deadline = time.perf_counter() + settings.time_limit
 
         def check_time() -> None:
@@ -70,10 +76,12 @@ def run(
                 raise TimeLimitError(settings.time_limit)
 
         for fold in folds:
-            smoothing = _tuned(candidate, task, metric, fold, outcome, check_time)
-            _test(smoothing, task, fold, outcome, check_time)
+            # At the ends of a search scores may overflow: what is not finite is dealt with.
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                smoothing = _tuned(candidate, task, metric, fold, outcome, check_time)
+                _test(smoothing, task, fold, outcome, check_time)
             finished(outcome.scores[metric.name])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a plugin raises must not take the others down.
         text = str(error).strip().partition("\n")[0]
         known = isinstance(error, PolyattnError)
@@ -102,15 +110,15 @@ def _tuned(
                 return math.inf
             found.append(task.tuning(metric.name, prediction, part))
         losses, scores = zip(*found, strict=True)
-        shown[sharpness] = sum(scores) / len(scores)
-        return sum(losses) / len(losses)
+        shown[sharpness] = float(np.mean(scores))
+        return float(np.mean(losses))
 
     def probe(sharpness: float) -> Array | None:
         check_time()
         part, values = parts[0]
-        keys = slice(0, 8 * PROBES)
+        query, keys = part.query[:PROBES], slice(0, 8 * PROBES)
         try:
-            output = candidate.at(sharpness).smooth(part.query[:PROBES], part.key[keys], values[keys])
+            output = candidate.at(sharpness).smooth(query, part.key[keys], values[keys])
             return task.predict(output, part)
         except (ConfigError, NotFiniteError):
             return None

@@ -7,11 +7,13 @@ sharpness at all, whatever its unit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 
 STEPS = 8
@@ -105,7 +107,7 @@ def _reacting(probe: Callable[[float], Array | None], whole: bool) -> tuple[int,
         seen = [probe(_value(STEPS * decade, whole)) for decade in decades]
         steps = [
             0.0 if a is None or b is None else float(np.abs(a - b).mean())
-            for a, b in zip(seen, seen[1:], strict=False)
+            for a, b in itertools.pairwise(seen)
         ]
         largest = max(steps)
         if largest < 1e-6:

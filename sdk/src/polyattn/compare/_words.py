@@ -87,11 +87,11 @@ def _nearest(found: Comparison) -> str:
 
 def _cost(found: Comparison, best: Row) -> str:
     cost = f"{fmt.seconds(best.seconds)} and {fmt.megabytes(best.memory)}"
-    written_out = next((r for r in found.rows if r.label == NumpySoftmax.label and not r.error), None)
+    plain = next((row for row in found.rows if row.label == NumpySoftmax.label), None)
     beside = (
-        f", against {fmt.seconds(written_out.seconds)} and {fmt.megabytes(written_out.memory)} of "
+        f", against {fmt.seconds(plain.seconds)} and {fmt.megabytes(plain.memory)} of "
         "soft-max attention written out in NumPy"
-        if written_out is not None
+        if plain is not None and not plain.error
         else ""
     )
     return f"One pass of {best.label} over all test vectors took {cost}{beside}."
@@ -115,9 +115,7 @@ def recommend(found: Comparison) -> Recommendation | None:
         reason = f"best {found.metric.title}, {score}{alone}"
     else:
         ratio = best.seconds / fastest.seconds
-        reason = (
-            f"cannot be told from {best.label}, the best, and is {ratio:.1f} times as fast"
-        )
+        reason = f"cannot be told from {best.label}, the best, and is {ratio:.1f} times as fast"
     return Recommendation(fastest, reason, _snippet(found, fastest))
 
 

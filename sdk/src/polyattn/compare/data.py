@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 from polyattn_core.errors import DataError
 
@@ -49,10 +50,9 @@ def load(data: Any, labels: Any = None) -> Dataset:
 
     Raises
     ------
-    FileFormatError
-        If a file is missing or of a format that is not read.
     DataError
-        If what was found is not a table of numbers.
+        If a file is missing or of a format that is not read, or what it holds is not a table of
+        numbers.
     """
     if not isinstance(data, str | Path):
         return Dataset("your array", data, _given_labels(labels))
@@ -109,11 +109,10 @@ def _label_file(labels: Any, data: Path) -> Path | None:
         return labels
     if not isinstance(labels, str):
         return None
-    path = Path(labels)
-    if path.is_file():
-        return path
-    if path.suffix.lower() in _readers.SUFFIXES or data.suffix.lower() == ".npy":
-        raise DataError("labels", labels, "a file of labels that exists")
+    if Path(labels).suffix.lower() in _readers.SUFFIXES:
+        return Path(labels)
+    if data.suffix.lower() == ".npy":
+        raise DataError("labels", labels, f"a file ending in {', '.join(_readers.SUFFIXES)}")
     return None
 
 
@@ -141,7 +140,8 @@ def as_vectors(value: Any) -> Array:
         raise DataError("data", f"shape {array.shape}", "2 axes: (samples, coordinates)")
     if 0 in array.shape:
         raise DataError("data", f"shape {array.shape}", "at least one sample and one coordinate")
-    return array
+    checked: Array = array
+    return checked
 
 
 def _ragged(value: Any) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from polyattn_core.config import Schema
 from pydantic import Field
+
+from polyattn_core.config import Schema
 
 MetricName = Literal["accuracy", "log-loss", "ndcg", "r2", "mae"]
 TaskName = Literal["classification", "regression", "reconstruction"]
