@@ -9,7 +9,6 @@ from timing import interleaved
 
 import polyattn as pa
 
-
 BATCH, HEADS, SIZE = 1, 8, 64
 
 

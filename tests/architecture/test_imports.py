@@ -75,7 +75,10 @@ def family_rules(package: str) -> tuple[Rule, ...]:
         Rule(package),
         Rule(rf"{package}\.plugin", ("polyattn_core.hooks", "polyattn_core.spec", f"={package}")),
         Rule(rf"{package}\.config", ("pydantic", *CORE, package)),
-        Rule(rf"{package}(\..*)?\.reference(\..*)?", ("numpy", "scipy", "polyattn_core.reference", f"{package}*.reference")),
+        Rule(
+            rf"{package}(\..*)?\.reference(\..*)?",
+            ("numpy", "scipy", "polyattn_core.reference", f"{package}*.reference"),
+        ),
         Rule(
             rf"{package}(\..*)?\.kernels(\..*)?",
             ("numpy", "numba", "llvmlite", "polyattn_core.simd", f"{package}*.kernels"),
