@@ -80,9 +80,7 @@ class Interpreter:
         seen = np.zeros(1, np.uint8)
         return self._call("classify", self._place(b, h, first, count, key, width, 0), seen)[0]
 
-    def fill(
-        self, b: int, h: int, first: int, count: int, key: int, width: int, wide: int
-    ) -> Any:
+    def fill(self, b: int, h: int, first: int, count: int, key: int, width: int, wide: int) -> Any:
         size = self.encoded.depth * width * wide
         seen = np.full(size + 64, GUARD, np.uint8)
         self._call("fill", self._place(b, h, first, count, key, width, wide), seen)

@@ -37,6 +37,7 @@ from .arrays import (
 from .config import AttentionConfig
 from .errors import ArgumentError, CapabilityError, MaskError, MissingInputError, ShapeError
 from .masks import Causal, Dense, Mask, MaskShape
+from .masks.program import FAR
 from .parameters import Parameters, as_seed
 from .partial import PartialState
 from .spec import MechanismSpec
@@ -417,13 +418,8 @@ class Mechanism(ABC):
             raise ShapeError("query, key, value", lead, "no empty leading axis")
         working = compute_dtype(dtype, "query")
         keys = key.shape[-2]
-        if start or total is not None:
-            total = start + keys if total is None else total
-            if not (isinstance(start, int) and start >= 0 and start + keys <= total):
-                raise ArgumentError(
-                    "start, total", (start, total), f"0 ≤ start and start + {keys} keys ≤ total"
-                )
-            keys = total
+        if total is not None or type(start) is not int or start:
+            start, keys = _place(start, total, keys)
         shape = MaskShape(lead, query.shape[-3], query.shape[-2], keys)
         call = Call(
             canonical(query, lead, working),
@@ -519,6 +515,19 @@ class Mechanism(ABC):
             )
         )
         return output
+
+
+def _place(start: object, total: object, keys: int) -> tuple[int, int]:
+    """Position of the first of `keys` keys, and the number of keys in all."""
+    numbers = (start,) if total is None else (start, total)
+    if all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers):
+        first, *rest = (int(n) for n in numbers)  # type: ignore[call-overload]
+        end = rest[0] if rest else first + keys
+        if 0 <= first <= end - keys and end <= FAR:
+            return first, end
+    raise ArgumentError(
+        "start, total", (start, total), f"whole numbers, 0 ≤ start and start + {keys} keys ≤ total"
+    )
 
 
 def _restore(array: Array, lead: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -80,14 +80,17 @@ def rotate(array: Array, positions: Array, rope: Rope, *, inverse: bool = False)
     frequency = rope.base ** (-np.arange(0, turned, 2) / turned) / rope.factor
     angle = np.asarray(positions, float)[..., None] * (-frequency if inverse else frequency)
     cosine, sine = np.cos(angle).astype(array.dtype), np.sin(angle).astype(array.dtype)
-    result = np.array(array)
+    # In C order whatever that of the input is: kernels take the last axis to be contiguous.
+    result = np.array(array, order="C")
     if rope.interleaved:
         first, second = slice(0, turned, 2), slice(1, turned, 2)
     else:
         first, second = slice(0, turned // 2), slice(turned // 2, turned)
     x, y = array[..., first], array[..., second]
-    result[..., first] = x * cosine - y * sine
-    result[..., second] = x * sine + y * cosine
+    # What is behind a mask may be infinite, and stays there.
+    with np.errstate(invalid="ignore"):
+        result[..., first] = x * cosine - y * sine
+        result[..., second] = x * sine + y * cosine
     return result
 
 

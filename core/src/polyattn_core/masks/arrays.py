@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import MaskError
 from .algebra import BoolArray, Mask
-from .program import MaskShape, Primitive, Program, Table, per_batch
+from .program import FAR, MaskShape, Primitive, Program, Table, per_batch
 from .sequences import _ByArrays
 
 
@@ -71,8 +71,9 @@ class Blocks(_ByArrays, Mask):
     kind = "blocks"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise MaskError("size", self.size, "a whole number of at least 1")
+        whole = isinstance(self.size, int) and not isinstance(self.size, bool)
+        if not whole or not 1 <= self.size <= FAR:
+            raise MaskError("size", self.size, "a whole number from 1 to 2⁴⁰")
         object.__setattr__(
             self,
             "layout",

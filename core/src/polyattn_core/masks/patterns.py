@@ -20,16 +20,18 @@ Align = Literal["lower_right", "upper_left"]
 
 
 def _check_align(align: object) -> None:
-    if align not in ("lower_right", "upper_left"):
+    # Looked at first, as an array compares with everything and has no truth value.
+    if not isinstance(align, str) or align not in ("lower_right", "upper_left"):
         raise MaskError("align", align, "'lower_right' or 'upper_left'")
 
 
 def _check_count(argument: str, value: object, least: int, *, optional: bool = False) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= FAR:  # type: ignore[operator]
         also = " or None" if optional else ""
-        raise MaskError(argument, value, f"a whole number of at least {least}{also}")
+        raise MaskError(argument, value, f"a whole number from {least} to 2⁴⁰{also}")
 
 
 def shift(align: Align, shape: MaskShape) -> int:
@@ -54,8 +56,7 @@ class Causal(Mask):
 
     def __post_init__(self) -> None:
         _check_align(self.align)
-        if isinstance(self.offset, bool) or not isinstance(self.offset, int | np.integer):
-            raise MaskError("offset", self.offset, "a whole number")
+        _check_count("offset", self.offset, -FAR)
 
     def program(self, shape: MaskShape) -> Program:
         return (Primitive("band", (-FAR, shift(self.align, shape) + int(self.offset))),)
@@ -116,7 +117,8 @@ class Dilated(Mask):
         _check_count("right", self.right, 0, optional=True)
 
     def _window(self) -> Window:
-        reach = [None if n is None else int(n) * int(self.step) for n in (self.left, self.right)]
+        step = int(self.step)
+        reach = [None if n is None else min(int(n) * step, FAR) for n in (self.left, self.right)]
         return Window(reach[0], reach[1], self.align)
 
     def program(self, shape: MaskShape) -> Program:
@@ -155,7 +157,7 @@ class Strided(Mask):
     def __post_init__(self) -> None:
         _check_align(self.align)
         _check_count("stride", self.stride, 1)
-        if self.pattern not in ("strided", "fixed"):
+        if not isinstance(self.pattern, str) or self.pattern not in ("strided", "fixed"):
             raise MaskError("pattern", self.pattern, "'strided' or 'fixed'")
         _check_count("summary", self.summary, 1)
         if self.summary > self.stride:

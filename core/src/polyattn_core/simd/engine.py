@@ -277,7 +277,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
 
 
 def _pulled_back(statistic: Statistic, vectors: Array, gradient: Array) -> Array:
-    """The pullback of a statistic; 0 for vectors that nobody saw, even where they are not finite."""
+    """The pullback of a statistic; 0 for vectors that nobody saw, finite or not."""
     with np.errstate(invalid="ignore"):
         found = statistic.pullback(vectors, gradient)
     return np.where(gradient[..., None] == 0, found.dtype.type(0), found)

@@ -158,8 +158,8 @@ class StridedPattern(_Pattern):
     what the two kinds of heads of the paper see.
 
     A tile of 64 keys is computed whole where any pair of it is visible. `fixed` skips those without
-    a summary: O(n² d) time, less by a factor of stride / 64. `strided` skips none, because its far
-    keys are in all of them: O(n² d) time. O(n d) memory.
+    a summary: O(n · (stride + 64 n / stride) · d) time for strides above 64. `strided` skips none,
+    because its far keys are in all of them: O(n² d) time. O(n d) memory.
 
     References
     ----------

@@ -168,29 +168,23 @@ def polyattn_presets() -> list[PresetSpec]:
     return presets_from_toml(_MODULE, FAMILY)
 
 
-_CAUSAL_IS_ANOTHER = {"check_causal_option": "with `causal` the pattern itself is another"}
-_ONLY_THE_BEST = {
-    "check_log_sum_exp": "keys with lower scores count neither in it nor have weights"
-}
-_NARROW: tuple[tuple[str, dict[str, object], dict[str, str]], ...] = (
-    ("flash", {"block_size": 16}, {}),
-    ("sliding-window", {"window": 5}, _CAUSAL_IS_ANOTHER),
-    ("local-global", {"window": 4, "global_tokens": (0, -1)}, _CAUSAL_IS_ANOTHER),
-    ("dilated", {"window": 7, "step": 2}, _CAUSAL_IS_ANOTHER),
-    ("streaming", {"window": 5, "sinks": 3}, _CAUSAL_IS_ANOTHER),
-    ("strided", {"stride": 4, "pattern": "fixed", "summary": 1}, {}),
-    ("block-sparse", {"block": 4, "neighbours": 0}, {}),
-    ("bigbird", {"block": 4, "neighbours": 0, "random_blocks": 1}, _CAUSAL_IS_ANOTHER),
-    ("top-k", {"k": 3}, _ONLY_THE_BEST),
+_NARROW: tuple[tuple[str, dict[str, object]], ...] = (
+    ("flash", {"block_size": 16}),
+    ("sliding-window", {"window": 5}),
+    ("local-global", {"window": 4, "global_tokens": (0, -1)}),
+    ("dilated", {"window": 7, "step": 2}),
+    ("streaming", {"window": 5, "sinks": 3}),
+    ("strided", {"stride": 4, "pattern": "fixed", "summary": 1}),
+    ("block-sparse", {"block": 4, "neighbours": 0}),
+    ("bigbird", {"block": 4, "neighbours": 0, "random_blocks": 1}),
+    ("top-k", {"k": 3}),
 )
-"""Options at which a pattern shows at the sizes of the checks, and what then is not as always."""
+"""Options at which a pattern shows at the sizes of the checks."""
 
 
 @hookimpl
 def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
     """As they are by default, and with options that make a difference at small sizes."""
-    for name, options, failures in _NARROW:
+    for name, options in _NARROW:
         yield ConformanceCase(mechanism=name)
-        yield ConformanceCase(
-            mechanism=name, name="narrow", options=options, expected_failures=failures
-        )
+        yield ConformanceCase(mechanism=name, name="narrow", options=options)

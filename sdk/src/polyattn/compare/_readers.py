@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,36 +43,53 @@ def read(path: Path, label_column: str | None) -> Content:
         If the file is missing or of a format that is not read; or if what it holds is not a table
         of numbers, naming the column and the row.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError("data", str(path), f"a file ending in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise DataError("data", str(path), "a file that exists")
-    try:
-        if suffix == ".npy":
+    with _explained(path, "data"):
+        if path.suffix.lower() == ".npy":
             return Content(np.load(path, mmap_mode="r", allow_pickle=False))
-        if suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _from_npz(path, label_column)
-        table = _parquet(path) if suffix == ".parquet" else _csv(path)
-    except (OSError, EOFError) as error:
-        raise DataError("data", f"{path} ({error})", "a readable file") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(str(path), _first_line(error), _ACCEPTED[suffix]) from None
+        table = _table(path)
     return _from_table(table, label_column, path)
 
 
 def read_labels(path: Path) -> Array:
-    """Labels from a file of one column or one 1-D array."""
-    content = read(path, None) if path.suffix.lower() in (".npy", ".npz") else None
-    if content is not None:
-        return np.asarray(content.vectors if content.labels is None else content.labels)
-    table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    if len(table.column_names) != 1:
-        names = ", ".join(table.column_names)
-        raise DataError("labels", f"{path} with columns {names}", "a file of one column")
-    return _as_labels(table.column(0))
+    """Labels from a file of one column or one 1-D array; errors as in :func:`read`."""
+    with _explained(path, "labels"):
+        if path.suffix.lower() == ".npy":
+            array: Array = np.load(path, allow_pickle=False)
+            return array
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                columns = {name: archive[name] for name in archive.files}
+        else:
+            table = _table(path)
+            columns = {name: table.column(name) for name in table.column_names}
+    if len(columns) != 1:
+        held = f"{path} with {', '.join(columns) or 'nothing in it'}"
+        raise DataError("labels", held, "a file of one column or one array")
+    (found,) = columns.values()
+    return found if isinstance(found, np.ndarray) else _as_labels(found)
+
+
+@contextlib.contextmanager
+def _explained(path: Path, argument: str) -> Iterator[None]:
+    """Make one kind of error of all that reading a file may raise."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(argument, str(path), f"a file ending in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(argument, str(path), "a file that exists")
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        message = str(error).partition("\n")[0]
+        raise DataError(argument, f"{path.name} ({message})", _ACCEPTED[suffix]) from None
+
+
+def _table(path: Path) -> Any:
+    return _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
 
 
 _RECTANGLE = "rows of equal length"
@@ -81,10 +100,6 @@ _ACCEPTED = {
     ".tsv": f"text in UTF-8 with {_RECTANGLE}",
     ".parquet": "a Parquet file",
 }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _from_npz(path: Path, label_column: str | None) -> Content:
@@ -194,9 +209,9 @@ def _first_text(cells: Sequence[object]) -> tuple[int, object]:
 
 def _as_labels(column: Any) -> Array:
     values = column.to_pylist()
-    if column.null_count:
-        row = next(row for row, value in enumerate(values) if value is None)
-        held = f"{column.null_count} missing, the first in row {row}"
+    missing = [row for row, value in enumerate(values) if value is None or value == ""]
+    if missing:
+        held = f"{len(missing)} missing, the first in row {missing[0]}"
         raise DataError("labels", held, "a label for every sample")
     return np.asarray(values)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyattn_core.arrays import Array
+from polyattn_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from polyattn_core.spec import MechanismSpec
@@ -81,7 +82,11 @@ class FromRegistry(Candidate):
         if self.option and not self.fixed:
             from polyattn_registry import config_schema
 
-            found = config_schema(self.name)["properties"].get(self.option, {})
+            options = config_schema(self.name)["properties"]
+            if self.option not in options:
+                accepted = f"one of its options, for its sharpness: {', '.join(options)}"
+                raise ConfigError(self.name, self.option, accepted)
+            found = options[self.option]
             kinds = {found.get("type")} | {kind.get("type") for kind in found.get("anyOf", ())}
             self.whole = "integer" in kinds and "number" not in kinds
 

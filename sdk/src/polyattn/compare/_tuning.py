@@ -18,7 +18,7 @@ from polyattn_core.arrays import Array
 
 STEPS = 8
 """Points of the lattice in a decade."""
-NEAR, FAR = 6, 16
+NEAR, FAR = 6, 30
 """Decades, either way from 1, where a reaction is looked for first, and at most."""
 COARSE = 4
 EXTENSIONS = 8

@@ -128,12 +128,19 @@ def check_causal_option(subject: Subject) -> None:
     """`causal=True` hides later keys; with more keys than queries the last query sees all."""
     for sizes in (PLAIN, leading(2, queries=65, keys=70), leading(1, queries=9, keys=6)):
         example = subject.example(sizes, causal=True)
+        what = f"with causal=True for {example.sizes}"
+        earlier = Causal().dense(example.shape)
+        seen = example.visible()
+        require(not (seen & ~earlier).any(), f"the mechanism's own mask shows later keys {what}")
         plain = example.replace(mechanism=subject.create(sizes, causal=False))
-        what = f"output with causal=True for {example.sizes}"
-        # Without the option the reference is told by the mask, so that it can be compared with.
-        expected = plain.expected(mask=Causal())
-        assert_close(example.attend(), expected, example.tolerance, what)
-        assert_close(example.attend(mask=Causal()), expected, example.tolerance, f"{what} and mask")
+        if plain.own_mask() is None:
+            # Where there is a pattern, it may be another one in its causal form.
+            require((seen | ~earlier).all(), f"the mechanism's own mask hides more {what}")
+        expected = example.expected()
+        assert_close(example.attend(), expected, example.tolerance, f"output {what}")
+        if "causal" in subject.capabilities.masks:
+            output = example.attend(mask=Causal())
+            assert_close(output, expected, example.tolerance, f"output {what} and mask=Causal()")
 
 
 def check_causal_option_is_refused(subject: Subject) -> None:

@@ -26,15 +26,26 @@ from polyattn_core.simd.jit import Kernel, inline
 from polyattn_core.simd.mathematics import exp
 from polyattn_core.simd.scores import counter_type, take_task
 
-from .blocks import ONE, ZERO
-from .state import ELU, EXPONENTIAL, Problem, problem_types
+from .blocks import call
+from .state import (
+    ELU,
+    EXP_ROWS,
+    EXPONENTIAL,
+    ONE,
+    PRODUCT,
+    SCALE_ROW,
+    TRANSPOSE,
+    ZERO,
+    Problem,
+    problem_types,
+)
 from .steps import scan_operations
 
 # The vectors that rows bring along, (batch, heads, rows, payload size) and (batch, heads, rows),
 # what is subtracted from the logarithms of their features, and where the gradient and the sum of
 # payloads go; an array of size 0 is not written.
 Rows = namedtuple("Rows", "vector weight shift gradient result")
-Work = namedtuple("Work", "tokens logs features slopes found total vector pairs limit line seen")
+Work = namedtuple("Work", "tokens logs features slopes found total vector pairs limit line seen probe")
 
 
 @functools.cache
@@ -42,9 +53,7 @@ def backward_kernel(dtype: str) -> Kernel:
     """The kernel ``(problem…, rows…, counter)`` of a dtype."""
     ops = scan_operations(dtype)
     wide, lanes, padded, room, clear = ops.wide, ops.lanes, ops.padded, ops.room, ops.clear
-    product, exp_rows, scale_row, place = ops.product, ops.exp_rows, ops.scale_row, ops.place
-    blank = ops.blank
-    transpose, load_tokens, logarithms = ops.transpose, ops.load_tokens, ops.logarithms
+    place, load_tokens, logarithms = ops.place, ops.load_tokens, ops.logarithms
     plain_features, load_block, absorb = ops.plain_features, ops.load_block, ops.absorb
     load_state, advance, begin, pair = ops.load_state, ops.advance, ops.begin, ops.pair
     find_limits = ops.find_limits
@@ -58,13 +67,13 @@ def backward_kernel(dtype: str) -> Kernel:
     @inline
     def load_row(p, rows, b, h, first, count, work):  # type: ignore[no-untyped-def]
         """Logarithms of features, or features and their slopes, and the vectors of some rows."""
-        load_tokens(p.row, b, h, first, count, work.tokens)
-        load_tokens(rows.vector, b, h, first, count, work.vector)
+        load_tokens(p, p.row, b, h, first, count, work.tokens)
+        load_tokens(p, rows.vector, b, h, first, count, work.vector)
         for j in range(wide):
             work.line[j] = rows.shift[b, h, first + j] if j < count else zero
             work.line[wide + j] = rows.weight[b, h, first + j] if j < count else zero
         features = p.plan[1]
-        clear(work.total, features * wide)
+        clear(work.total, ZERO, features * wide)
         if p.plan[0] == EXPONENTIAL:
             logarithms(p, work.tokens, work.line, count, work.logs)
             return
@@ -95,21 +104,24 @@ def backward_kernel(dtype: str) -> Kernel:
         if p.plan[0] == EXPONENTIAL:
             for j in range(wide):
                 work.limit[j] = zero
-            exp_rows(work.logs, state.most, work.limit, work.features, ZERO, features)
+            call(
+                p.plan[EXP_ROWS], work.logs, 0, state.most, 0, work.limit, 0, work.features, 0,
+                features,
+            )  # fmt: skip
         if rows.gradient.size > 0:
             for r in range(features):
                 mass = state.mass[r]
                 for j in range(wide):
                     work.found[r * wide + j] = mass * work.line[wide + j]
-            product(
-                work.found, ZERO, wide, state.total, ZERO, across, ONE, work.vector, ZERO, wide,
-                features, wide // lanes, size,
+            call(
+                p.plan[PRODUCT], work.found, 0, wide, state.total, 0, across, 1, work.vector, 0,
+                wide, features, wide // lanes, size,
             )  # fmt: skip
             accumulate(p, work)
         if rows.result.size > 0:
-            product(
-                work.pairs, wide * wide, across, work.features, ZERO, ONE, wide, state.total, ZERO,
-                across, count, across // lanes, features,
+            call(
+                p.plan[PRODUCT], work.pairs, wide * wide, across, work.features, 0, 1, wide,
+                state.total, 0, across, count, across // lanes, features,
             )  # fmt: skip
 
     @inline
@@ -131,20 +143,23 @@ def backward_kernel(dtype: str) -> Kernel:
                         return False
             for j in range(wide):
                 work.limit[j] = zero
-            exp_rows(work.logs, block.top, work.limit, work.features, ZERO, features)
+            call(
+                p.plan[EXP_ROWS], work.logs, 0, block.top, 0, work.limit, 0, work.features, 0,
+                features,
+            )  # fmt: skip
         if rows.gradient.size > 0:
             for i in range(width):
                 for j in range(wide):
                     work.pairs[i * wide + j] = block.weight[i] * work.line[wide + j]
-            product(
-                work.pairs, ZERO, wide, block.payload, ZERO, across, ONE, work.vector, ZERO, wide,
-                width, wide // lanes, size,
+            call(
+                p.plan[PRODUCT], work.pairs, 0, wide, block.payload, 0, across, 1, work.vector, 0,
+                wide, width, wide // lanes, size,
             )  # fmt: skip
             hide(width, work.seen, work.pairs)
-            clear(work.found, features * wide)
-            product(
-                work.found, ZERO, wide, block.features, ZERO, wide, ONE, work.pairs, ZERO, wide,
-                features, wide // lanes, width,
+            clear(work.found, ZERO, features * wide)
+            call(
+                p.plan[PRODUCT], work.found, 0, wide, block.features, 0, wide, 1, work.pairs, 0,
+                wide, features, wide // lanes, width,
             )  # fmt: skip
             accumulate(p, work)
         if rows.result.size > 0:
@@ -161,20 +176,20 @@ def backward_kernel(dtype: str) -> Kernel:
             for j in range(count):
                 at = start + j * across
                 if p.counts[b, first + j] == 0:
-                    blank(work.pairs, at, across)
-                scale_row(
-                    work.pairs, at, rows.result, place(rows.result, b, h, first + j),
-                    rows.result.shape[3], one,
+                    clear(work.pairs, at, across)
+                call(
+                    p.plan[SCALE_ROW], work.pairs, at, rows.result,
+                    place(rows.result, b, h, first + j), rows.result.shape[3], one, work.probe, 0,
                 )  # fmt: skip
         if rows.gradient.size == 0:
             return
         scale = p.numbers[0]
         if p.plan[0] == EXPONENTIAL:
             # The logarithms are linear in the tokens and in −scale·‖x‖²/2.
-            clear(work.found, (size + 1) * wide)
-            product(
-                work.found, ZERO, wide, p.projection, ZERO, ONE, size + 1, work.total, ZERO, wide,
-                size + 1, wide // lanes, p.plan[1],
+            clear(work.found, ZERO, (size + 1) * wide)
+            call(
+                p.plan[PRODUCT], work.found, 0, wide, p.projection, 0, 1, size + 1, work.total, 0,
+                wide, size + 1, wide // lanes, p.plan[1],
             )  # fmt: skip
             for d in range(size):
                 for j in range(wide):
@@ -184,14 +199,14 @@ def backward_kernel(dtype: str) -> Kernel:
             for x in range(size * wide):
                 work.found[x] = work.total[x] * scale
         length = padded(size)
-        transpose(work.found, ZERO, wide, work.total, ZERO, length, size, count)
+        call(p.plan[TRANSPOSE], work.found, 0, wide, work.total, 0, length, size, count)
         for j in range(count):
             # What is not a number in a token that meets no other must not be seen: 0 · NaN is NaN.
             if p.counts[b, first + j] == 0:
-                blank(work.total, j * length, size)
-            scale_row(
-                work.total, j * length, rows.gradient, place(rows.gradient, b, h, first + j), size,
-                one,
+                clear(work.total, j * length, size)
+            call(
+                p.plan[SCALE_ROW], work.total, j * length, rows.gradient,
+                place(rows.gradient, b, h, first + j), size, one, work.probe, 0,
             )  # fmt: skip
 
     @inline
@@ -208,7 +223,7 @@ def backward_kernel(dtype: str) -> Kernel:
         find_limits(p, b, first, count, done, work.seen)
         for h in range(unit * group, unit * group + group):
             load_row(p, rows, b, h, first, count, work)
-            blank(work.pairs, wide * wide, wide * across)
+            clear(work.pairs, wide * wide, wide * across)
             if done > 0:
                 from_state(p, rows, count, state, work)
             if width > 0:
@@ -246,7 +261,7 @@ def backward_kernel(dtype: str) -> Kernel:
             room((size + ONE) * wide), room(features * wide), room(features * wide),
             room(features * wide), room(tall), room(tall), room(value_size * wide),
             room(wide * (wide + padded(value_size))), room(wide), room(wide + wide),
-            room(wide),
+            room(wide), room(ONE),
         )  # fmt: skip
         at = np.zeros(1, np.int64)
         while True:

@@ -1,31 +1,32 @@
-"""Matrix products, transpositions and exponentials on blocks of a scan.
+"""Matrix products, transpositions and exponentials on blocks of tokens.
 
-A block holds `wide` tokens in the lanes of each row. All functions take arrays with the index of
-the first number in them, and are for use inside compiled code.
+A block holds `wide` tokens in the lanes of each row. Each operation is compiled once, to C code
+that kernels reach through its address: it is no part of their compilation.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from polyattn_core.simd import target
-from polyattn_core.simd.jit import inline
-from polyattn_core.simd.scores import aligned_start
-from polyattn_core.simd.tiles import ALIGN, multiply
+from polyattn_core.simd.jit import callback
+from polyattn_core.simd.tiles import multiply
 from polyattn_core.simd.vector import I32, Loop, Vectors, index, pointer
 
-_INT = types.intp
-# Numba compiles a function anew for each whole number that is written down in a call, not for these.
-ZERO, ONE = np.int64(0), np.int64(1)
+_INT = types.int64
 _SHARP = float(np.log2(np.e))
 _TOKENS = 64  # of a block, where the columns of a register tile divide it
+
+OPERATIONS = ("product", "transpose", "scale_row", "exp_tokens", "exp_rows")
+"""In the order in which kernels are given their addresses."""
 
 
 @functools.cache
@@ -40,89 +41,96 @@ def lanes(dtype: str) -> int:
     return target.tile(dtype).lanes
 
 
-def _product(dtype: str, lanes: int, rows: int, columns: int) -> Any:
-    """out[rows, columns·lanes] += left[rows, length] · right[length, columns·lanes]."""
-    vectors = Vectors(dtype, lanes)
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def product(typing, out, c, c_step, left, a, a_row, a_step, right, b, b_step, length):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            out_, c_, c_step_, left_, a_, a_row_, a_step_, right_, b_, b_step_, length_ = args
-            o = builder.gep(pointer(context, builder, signature.args[0], out_), [c_])
-            x = builder.gep(pointer(context, builder, signature.args[3], left_), [a_])
-            y = builder.gep(pointer(context, builder, signature.args[7], right_), [b_])
-
-            def place(m: int, n: int) -> Any:
-                return builder.add(builder.mul(c_step_, index(m)), index(n * lanes))
-
-            before = [
-                [vectors.load(builder, o, place(m, n)) for n in range(columns)] for m in range(rows)
-            ]
-            result = multiply(
-                builder, vectors, x, a_row_, a_step_, y, b_step_, before, length_, vectors.itemsize
-            )
-            for m in range(rows):
-                for n in range(columns):
-                    vectors.store(builder, result[m][n], o, place(m, n))
-            return context.get_dummy_value()
-
-        operands = (out, _INT, _INT, left, _INT, _INT, _INT, right, _INT, _INT, _INT)
-        return types.void(*operands), emit
-
-    return product
-
-
 @intrinsic  # type: ignore[untyped-decorator]
-def keep_apart(typing):  # type: ignore[no-untyped-def]
-    """Compile the function that calls this once, not again into each of its callers."""
+def call(typing, address, *args):  # type: ignore[no-untyped-def]
+    """Call an operation. Each array is followed by the index of the first number that is meant."""
+    kinds = args[0] if len(args) == 1 and isinstance(args[0], types.BaseTuple) else args
 
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        builder.function.attributes.add("noinline")
+    def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        given = iter(zip(kinds, cgutils.unpack_tuple(builder, values[1]), strict=True))
+        passed = []
+        for kind, value in given:
+            if isinstance(kind, types.Array):
+                at_kind, at = next(given)
+                start = context.cast(builder, at, at_kind, _INT)
+                passed.append(builder.gep(pointer(context, builder, kind, value), [start]))
+            elif isinstance(kind, types.Integer):
+                passed.append(context.cast(builder, value, kind, _INT))
+            else:
+                passed.append(value)
+        function_type = ir.FunctionType(ir.VoidType(), [value.type for value in passed])
+        function = builder.inttoptr(values[0], function_type.as_pointer())
+        builder.call(function, passed)
         return context.get_dummy_value()
 
-    return types.void(), emit
+    return types.void(_INT, types.StarArgTuple.from_types(tuple(kinds))), emit
 
 
-def _square_transpose(dtype: str, lanes: int) -> Any:
-    """Transpose lanes × lanes numbers: log₂(lanes) rounds of shuffles."""
-    vectors = Vectors(dtype, lanes)
+def _operation(emit: Callable[..., None], *, arguments: int) -> Any:
+    """An intrinsic that emits code from the builder and its arguments."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def square_transpose(typing, source, at, step, out, to, to_step):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            source_, at_, step_, out_, to_, to_step_ = args
-            x = builder.gep(pointer(context, builder, signature.args[0], source_), [at_])
-            o = builder.gep(pointer(context, builder, signature.args[3], out_), [to_])
-            rows = [
-                vectors.load(builder, x, builder.mul(step_, index(i))) for i in range(lanes)
-            ]
-            # Each round swaps the off-diagonal squares of side `half` between pairs of rows.
-            half = lanes // 2
-            while half:
-                first, second = [], []
-                for k in range(lanes):
-                    upper = k & half
-                    first.append(lanes + k - half if upper else k)
-                    second.append(lanes + k if upper else k + half)
-                masks = [
-                    ir.Constant(ir.VectorType(I32, lanes), chosen) for chosen in (first, second)
-                ]
-                for i in range(lanes):
-                    if not i & half:
-                        a, b = rows[i], rows[i + half]
-                        rows[i] = builder.shuffle_vector(a, b, masks[0])
-                        rows[i + half] = builder.shuffle_vector(a, b, masks[1])
-                half //= 2
-            for i in range(lanes):
-                vectors.store(builder, rows[i], o, builder.mul(to_step_, index(i)))
+    def operation(typing, *args):  # type: ignore[no-untyped-def]
+        kinds = args[0] if len(args) == 1 and isinstance(args[0], types.BaseTuple) else args
+
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            given = cgutils.unpack_tuple(builder, values[0])
+            assert len(given) == arguments
+            emit(builder, *given)
             return context.get_dummy_value()
 
-        return types.void(source, _INT, _INT, out, _INT, _INT), emit
+        return types.void(types.StarArgTuple.from_types(tuple(kinds))), generate
 
-    return square_transpose
+    return operation
 
 
-def _reduce(builder: Any, vectors: Vectors, vector: Any, combine: Any) -> Any:
+def _product(dtype: str, rows: int, columns: int) -> Any:
+    """out[rows, columns·lanes] += left[rows, length] · right[length, columns·lanes]."""
+    vectors = Vectors(dtype, lanes(dtype))
+
+    def emit(builder, out, c_step, left, a_row, a_step, right, b_step, length):  # type: ignore[no-untyped-def]
+        def place(m: int, n: int) -> Any:
+            return builder.add(builder.mul(c_step, index(m)), index(n * vectors.lanes))
+
+        before = [
+            [vectors.load(builder, out, place(m, n)) for n in range(columns)] for m in range(rows)
+        ]
+        result = multiply(
+            builder, vectors, left, a_row, a_step, right, b_step, before, length, vectors.itemsize
+        )
+        for m in range(rows):
+            for n in range(columns):
+                vectors.store(builder, result[m][n], out, place(m, n))
+
+    return _operation(emit, arguments=8)
+
+
+def _square_transpose(dtype: str) -> Any:
+    """Transpose lanes × lanes numbers: log₂(lanes) rounds of shuffles."""
+    vectors = Vectors(dtype, lanes(dtype))
+    size = vectors.lanes
+
+    def emit(builder, source, step, out, to_step):  # type: ignore[no-untyped-def]
+        rows = [vectors.load(builder, source, builder.mul(step, index(i))) for i in range(size)]
+        # Each round swaps the off-diagonal squares of side `half` between pairs of rows.
+        half = size // 2
+        while half:
+            first = [size + k - half if k & half else k for k in range(size)]
+            second = [size + k if k & half else k + half for k in range(size)]
+            masks = [ir.Constant(ir.VectorType(I32, size), chosen) for chosen in (first, second)]
+            for i in range(size):
+                if not i & half:
+                    a, b = rows[i], rows[i + half]
+                    rows[i] = builder.shuffle_vector(a, b, masks[0])
+                    rows[i + half] = builder.shuffle_vector(a, b, masks[1])
+            half //= 2
+        for i in range(size):
+            vectors.store(builder, rows[i], out, builder.mul(to_step, index(i)))
+
+    return _operation(emit, arguments=4)
+
+
+def _reduce(builder: Any, vectors: Vectors, vector: Any, combine: Callable[..., Any]) -> Any:
     """All lanes combined, as a number."""
     half = vectors.lanes // 2
     while half:
@@ -133,232 +141,183 @@ def _reduce(builder: Any, vectors: Vectors, vector: Any, combine: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
-def _exp_tokens(dtype: str, lanes: int, columns: int) -> Any:
+def _exp_tokens(dtype: str) -> Any:
     """Features of a block from their logarithms in place, and their weighted sums.
 
     Row r is measured from top[r] = max(most[r], its maximum), NaN aside; mass[r] = Σ of the row
     times `weight`. A row that is −inf throughout is measured from 0.
     """
-    vectors = Vectors(dtype, lanes)
+    vectors = Vectors(dtype, lanes(dtype))
+    columns = wide(dtype) // vectors.lanes
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def exp_tokens(typing, features, most, top, mass, weight, rows):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            base, most_, top_, mass_, weight_ = (
-                pointer(context, builder, signature.args[k], args[k]) for k in range(5)
-            )
-            lowest = ir.Constant(vectors.scalar, float("-inf"))
-            zero = ir.Constant(vectors.scalar, 0.0)
-            sharp = vectors.constant(_SHARP)
-            weights = [vectors.load(builder, weight_, index(n * lanes)) for n in range(columns)]
-            with Loop(builder, args[5], []) as loop:
-                row = builder.gep(base, [builder.mul(loop.i, index(columns * lanes))])
-                logs = [vectors.load(builder, row, index(n * lanes)) for n in range(columns)]
-                highest = vectors.splat(builder, builder.load(builder.gep(most_, [loop.i])))
-                for log in logs:
-                    highest = vectors.maximum(builder, log, highest)
-                peak = _reduce(
-                    builder, vectors, highest, lambda x, y: vectors.maximum(builder, x, y)
-                )
-                builder.store(peak, builder.gep(top_, [loop.i]))
-                empty = builder.fcmp_ordered("==", peak, lowest)
-                down = vectors.splat(builder, builder.select(empty, zero, peak))
-                total = vectors.constant(0.0)
-                for n, log in enumerate(logs):
-                    power = builder.fmul(builder.fsub(log, down), sharp)
-                    feature = vectors.exp2(builder, power)
-                    vectors.store(builder, feature, row, index(n * lanes))
-                    total = vectors.multiply_add(builder, feature, weights[n], total)
-                found = _reduce(builder, vectors, total, builder.fadd)
-                builder.store(found, builder.gep(mass_, [loop.i]))
-                loop.close([])
-            return context.get_dummy_value()
+    def emit(builder, features, most, top, mass, weight, rows):  # type: ignore[no-untyped-def]
+        lowest = ir.Constant(vectors.scalar, float("-inf"))
+        zero = ir.Constant(vectors.scalar, 0.0)
+        sharp = vectors.constant(_SHARP)
+        weights = [
+            vectors.load(builder, weight, index(n * vectors.lanes)) for n in range(columns)
+        ]
+        with Loop(builder, rows, []) as loop:
+            row = builder.gep(features, [builder.mul(loop.i, index(columns * vectors.lanes))])
+            logs = [vectors.load(builder, row, index(n * vectors.lanes)) for n in range(columns)]
+            highest = vectors.splat(builder, builder.load(builder.gep(most, [loop.i])))
+            for log in logs:
+                highest = vectors.maximum(builder, log, highest)
+            peak = _reduce(builder, vectors, highest, functools.partial(vectors.maximum, builder))
+            builder.store(peak, builder.gep(top, [loop.i]))
+            empty = builder.fcmp_ordered("==", peak, lowest)
+            down = vectors.splat(builder, builder.select(empty, zero, peak))
+            total = vectors.constant(0.0)
+            for n, log in enumerate(logs):
+                power = builder.fmul(builder.fsub(log, down), sharp)
+                feature = vectors.exp2(builder, power)
+                vectors.store(builder, feature, row, index(n * vectors.lanes))
+                total = vectors.multiply_add(builder, feature, weights[n], total)
+            builder.store(_reduce(builder, vectors, total, builder.fadd), builder.gep(mass, [loop.i]))
+            loop.close([])
 
-        return types.void(features, most, top, mass, weight, _INT), emit
-
-    return exp_tokens
+    return _operation(emit, arguments=6)
 
 
-def _exp_rows(dtype: str, lanes: int, columns: int) -> Any:
-    """out[r, lane] = exp(logs[r, lane] + lift[r] − down[lane]) for rows first … last − 1."""
-    vectors = Vectors(dtype, lanes)
+def _exp_rows(dtype: str) -> Any:
+    """out[r, lane] = exp(logs[r, lane] + lift[r] − down[lane])."""
+    vectors = Vectors(dtype, lanes(dtype))
+    columns = wide(dtype) // vectors.lanes
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def exp_rows(typing, logs, lift, down, out, first, last):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            source, lift_, down_, target_ = (
-                pointer(context, builder, signature.args[k], args[k]) for k in range(4)
-            )
-            first_, last_ = args[4:]
-            sharp = vectors.constant(_SHARP)
-            shifts = [vectors.load(builder, down_, index(n * lanes)) for n in range(columns)]
-            with Loop(builder, builder.sub(last_, first_), []) as loop:
-                r = builder.add(first_, loop.i)
-                raised = vectors.splat(builder, builder.load(builder.gep(lift_, [r])))
-                start = builder.mul(r, index(columns * lanes))
-                for n in range(columns):
-                    at = builder.add(start, index(n * lanes))
-                    log = vectors.load(builder, source, at)
-                    log = builder.fsub(builder.fadd(log, raised), shifts[n])
-                    power = vectors.exp2(builder, builder.fmul(log, sharp))
-                    vectors.store(builder, power, target_, at)
-                loop.close([])
-            return context.get_dummy_value()
+    def emit(builder, logs, lift, down, out, rows):  # type: ignore[no-untyped-def]
+        sharp = vectors.constant(_SHARP)
+        shifts = [vectors.load(builder, down, index(n * vectors.lanes)) for n in range(columns)]
+        with Loop(builder, rows, []) as loop:
+            raised = vectors.splat(builder, builder.load(builder.gep(lift, [loop.i])))
+            start = builder.mul(loop.i, index(columns * vectors.lanes))
+            for n in range(columns):
+                at = builder.add(start, index(n * vectors.lanes))
+                log = builder.fadd(vectors.load(builder, logs, at), raised)
+                power = builder.fmul(builder.fsub(log, shifts[n]), sharp)
+                vectors.store(builder, vectors.exp2(builder, power), out, at)
+            loop.close([])
 
-        return types.void(logs, lift, down, out, _INT, _INT), emit
-
-    return exp_rows
+    return _operation(emit, arguments=5)
 
 
-def _scale_row(dtype: str, lanes: int) -> Any:
-    """out[to + n] = source[at + n] · factor for n < count; returns Σ source · 0, NaN where not finite.
+def _scale_row(dtype: str) -> Any:
+    """out[n] = source[n] · factor for n < count; probe[0] becomes NaN where one is not finite."""
+    vectors = Vectors(dtype, lanes(dtype))
 
-    Numba cannot know that the last axis of a general array is contiguous; here it is.
-    """
-    vectors, single = Vectors(dtype, lanes), Vectors(dtype, 1)
-    number = types.float32 if dtype == "float32" else types.float64
+    def emit(builder, source, out, count, factor, probe):  # type: ignore[no-untyped-def]
+        rest = builder.srem(count, index(vectors.lanes))
+        whole = builder.sub(count, rest)
+        factors, zeros = vectors.splat(builder, factor), vectors.constant(0.0)
+        with Loop(builder, whole, [zeros], vectors.lanes) as loop:
+            row = vectors.load(builder, source, loop.i)
+            vectors.store(builder, builder.fmul(row, factors), out, loop.i)
+            loop.close([vectors.multiply_add(builder, row, zeros, loop.carried[0])])
+        found = _reduce(builder, vectors, loop.carried[0], builder.fadd)
+        with Loop(builder, rest, [found]) as tail:
+            place = builder.add(whole, tail.i)
+            number = builder.load(builder.gep(source, [place]))
+            builder.store(builder.fmul(number, factor), builder.gep(out, [place]))
+            zero = builder.fmul(number, ir.Constant(vectors.scalar, 0.0))
+            tail.close([builder.fadd(tail.carried[0], zero)])
+        builder.store(builder.fadd(builder.load(probe), tail.carried[0]), probe)
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def scale_row(typing, source, at, out, to, count, factor):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            source_, at_, out_, to_, count_, factor_ = args
-            x = builder.gep(pointer(context, builder, signature.args[0], source_), [at_])
-            o = builder.gep(pointer(context, builder, signature.args[2], out_), [to_])
-            rest = builder.srem(count_, index(lanes))
-            whole = builder.sub(count_, rest)
-            factors, zeros = vectors.splat(builder, factor_), vectors.constant(0.0)
-            with Loop(builder, whole, [zeros], lanes) as loop:
-                row = vectors.load(builder, x, loop.i)
-                vectors.store(builder, builder.fmul(row, factors), o, loop.i)
-                loop.close([vectors.multiply_add(builder, row, zeros, loop.carried[0])])
-            probe = _reduce(builder, vectors, loop.carried[0], builder.fadd)
-            with Loop(builder, rest, [probe]) as tail:
-                place = builder.add(whole, tail.i)
-                one = builder.load(builder.gep(x, [place]))
-                builder.store(builder.fmul(one, factor_), builder.gep(o, [place]))
-                probe = builder.fmul(one, ir.Constant(single.scalar, 0.0))
-                tail.close([builder.fadd(tail.carried[0], probe)])
-            return tail.carried[0]
+    return _operation(emit, arguments=5)
 
-        return number(source, _INT, out, _INT, _INT, number), emit
 
-    return scale_row
+@intrinsic  # type: ignore[untyped-decorator]
+def _from(typing, base, offset):  # type: ignore[no-untyped-def]
+    """The pointer `offset` numbers further on."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.gep(args[0], [args[1]])
+
+    return base(base, _INT), emit
 
 
 @functools.cache
 def block_operations(dtype: str) -> SimpleNamespace:
-    """The operations on blocks of this dtype."""
-    tile = target.tile(dtype)
-    lanes, high, columns = tile.lanes, tile.rows, tile.columns
-    number = np.dtype(dtype).type
-    zero = number(0)
-    square, square_tail = (_product(dtype, lanes, n, columns) for n in (high, 1))
-    narrow, narrow_tail = (_product(dtype, lanes, n, 1) for n in (high, 1))
-    square_transpose = _square_transpose(dtype, lanes)
+    """The operations, each with an `.address`, in C with arguments as they say.
 
-    @inline
-    def product(out, c, c_step, left, a, a_row, a_step, right, b, b_step, rows, vectors, length):  # type: ignore[no-untyped-def]
-        """Accumulate out[c + m·c_step + n] += Σₖ left[a + m·a_row + k·a_step] · right[b + k·b_step + n].
+    product(out, c_step, left, a_row, a_step, right, b_step, rows, vectors, length)
+        out[m·c_step + n] += Σₖ left[m·a_row + k·a_step] · right[k·b_step + n] for m < rows,
+        n < vectors · lanes.
+    transpose(source, step, out, to_step, rows, columns)
+        out[c·to_step + r] = source[r·step + c] for r < rows, c < columns.
+    scale_row(source, out, count, factor, probe), exp_tokens(features, most, top, mass, weight,
+    rows), exp_rows(logs, lift, down, out, rows)
+        See above.
+    """
+    high, columns, across = target.tile(dtype).rows, target.tile(dtype).columns, lanes(dtype)
+    square, square_tail = (_product(dtype, n, columns) for n in (high, 1))
+    narrow, narrow_tail = (_product(dtype, n, 1) for n in (high, 1))
+    square_transpose = _square_transpose(dtype)
+    scale, tokens, rows_of = _scale_row(dtype), _exp_tokens(dtype), _exp_rows(dtype)
 
-        For m < `rows` and n < `vectors` · lanes.
-        """
-        keep_apart()
+    def product(out, c_step, left, a_row, a_step, right, b_step, rows, vectors, length):  # type: ignore[no-untyped-def]
         n = 0
         while n < vectors:
             full = vectors - n >= columns
-            c_at, b_at = c + n * lanes, b + n * lanes
+            b = _from(right, n * across)
             m = 0
-            while m + high <= rows:
-                c_here, a_here = c_at + m * c_step, a + m * a_row
-                if full:
-                    square(
-                        out, c_here, c_step, left, a_here, a_row, a_step, right, b_at, b_step, length
-                    )
-                else:
-                    narrow(
-                        out, c_here, c_step, left, a_here, a_row, a_step, right, b_at, b_step, length
-                    )
-                m += high
             while m < rows:
-                c_here, a_here = c_at + m * c_step, a + m * a_row
-                if full:
-                    square_tail(
-                        out, c_here, c_step, left, a_here, a_row, a_step, right, b_at, b_step, length
-                    )
+                c = _from(out, m * c_step + n * across)
+                a = _from(left, m * a_row)
+                if m + high <= rows:
+                    if full:
+                        square(c, c_step, a, a_row, a_step, b, b_step, length)
+                    else:
+                        narrow(c, c_step, a, a_row, a_step, b, b_step, length)
+                    m += high
                 else:
-                    narrow_tail(
-                        out, c_here, c_step, left, a_here, a_row, a_step, right, b_at, b_step, length
-                    )
-                m += 1
+                    if full:
+                        square_tail(c, c_step, a, a_row, a_step, b, b_step, length)
+                    else:
+                        narrow_tail(c, c_step, a, a_row, a_step, b, b_step, length)
+                    m += 1
             n += columns if full else 1
 
-    @inline
-    def transpose(source, at, step, out, to, to_step, rows, columns):  # type: ignore[no-untyped-def]
-        """out[to + c·to_step + r] = source[at + r·step + c] for r < `rows`, c < `columns`."""
-        keep_apart()
+    def transpose(source, step, out, to_step, rows, columns):  # type: ignore[no-untyped-def]
         r = 0
         while r < rows:
-            c = 0
-            if r + lanes <= rows:
-                while c + lanes <= columns:
-                    square_transpose(
-                        source, at + r * step + c, step, out, to + c * to_step + r, to_step
-                    )
-                    c += lanes
-            last = min(r + lanes, rows)
+            last, c = min(r + across, rows), 0
+            while last - r == across and c + across <= columns:
+                square_transpose(
+                    _from(source, r * step + c), step, _from(out, c * to_step + r), to_step
+                )
+                c += across
             for i in range(r, last):
-                move(source, at + i * step + c, out, to + c * to_step + i, to_step, columns - c)
+                for d in range(c, columns):
+                    out[d * to_step + i] = source[i * step + d]
             r = last
 
-    move = _move(dtype)
+    def scale_row(source, out, count, factor, probe):  # type: ignore[no-untyped-def]
+        scale(source, out, count, factor, probe)
 
-    @inline
-    def clear(array, count):  # type: ignore[no-untyped-def]
-        for x in range(count):
-            array[x] = zero
+    def exp_tokens(features, most, top, mass, weight, rows):  # type: ignore[no-untyped-def]
+        tokens(features, most, top, mass, weight, rows)
 
-    @inline
-    def blank(array, first, count):  # type: ignore[no-untyped-def]
-        for x in range(first, first + count):
-            array[x] = zero
+    def exp_rows(logs, lift, down, out, rows):  # type: ignore[no-untyped-def]
+        rows_of(logs, lift, down, out, rows)
 
-    @inline
-    def room(count):  # type: ignore[no-untyped-def]
-        """Uninitialised memory for so many numbers, aligned."""
-        memory = np.empty(count + ALIGN, number)
-        start = aligned_start(memory)
-        return memory[start : start + count]
-
-    return SimpleNamespace(
-        lanes=lanes,
-        wide=np.int64(wide(dtype)),
-        product=product,
-        transpose=transpose,
-        clear=clear,
-        blank=blank,
-        room=room,
-        scale_row=_scale_row(dtype, lanes),
-        exp_tokens=_exp_tokens(dtype, lanes, wide(dtype) // lanes),
-        exp_rows=_exp_rows(dtype, lanes, wide(dtype) // lanes),
-    )
+    number = types.float32 if dtype == "float32" else types.float64
+    many = types.CPointer(number)
+    signatures = {
+        product: (many, _INT, many, _INT, _INT, many, _INT, _INT, _INT, _INT),
+        transpose: (many, _INT, many, _INT, _INT, _INT),
+        scale_row: (many, many, _INT, number, many),
+        exp_tokens: (many, many, many, many, many, _INT),
+        exp_rows: (many, many, many, many, _INT),
+    }
+    tag = f"{dtype} {target.tile(dtype)} {wide(dtype)}"
+    compiled = {
+        function.__name__: callback(function, types.void(*kinds), tag)
+        for function, kinds in signatures.items()
+    }
+    return SimpleNamespace(**compiled)
 
 
-def _move(dtype: str) -> Any:
-    """out[to + c·to_step] = source[at + c] for c < count; works on arrays of any rank."""
-    vectors = Vectors(dtype, 1)
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def move(typing, source, at, out, to, to_step, count):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            source_, at_, out_, to_, to_step_, count_ = args
-            x = builder.gep(pointer(context, builder, signature.args[0], source_), [at_])
-            o = builder.gep(pointer(context, builder, signature.args[2], out_), [to_])
-            with Loop(builder, count_, []) as loop:
-                number = builder.load(builder.gep(x, [loop.i]), typ=vectors.scalar)
-                builder.store(number, builder.gep(o, [builder.mul(loop.i, to_step_)]))
-                loop.close([])
-            return context.get_dummy_value()
-
-        return types.void(source, _INT, out, _INT, _INT, _INT), emit
-
-    return move
+@functools.cache
+def addresses(dtype: str) -> tuple[int, ...]:
+    """Addresses of :data:`OPERATIONS`."""
+    compiled = block_operations(dtype)
+    return tuple(int(getattr(compiled, name).address) for name in OPERATIONS)

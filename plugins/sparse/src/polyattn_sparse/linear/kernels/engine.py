@@ -103,7 +103,9 @@ class _Scan:
             np.broadcast_to(counts, (batch, row_count)),
             np.ascontiguousarray(projection, self.dtype),
             np.array((features.scale, features.constant, epsilon), self.dtype),
-            np.array((KINDS[features.kind], count, segment, piece, pieces)),
+            np.array(
+                (KINDS[features.kind], count, segment, piece, pieces, *blocks.addresses(self.dtype))
+            ),
             self._table,
         )  # fmt: skip
         if pieces:

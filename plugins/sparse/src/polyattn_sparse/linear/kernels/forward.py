@@ -12,11 +12,20 @@ from polyattn_core.simd import target
 from polyattn_core.simd.jit import Kernel, inline
 from polyattn_core.simd.scores import counter_type, take_task
 
-from .blocks import ONE, ZERO
-from .state import EXPONENTIAL, Problem, problem_types
+from .blocks import call
+from .state import (
+    EXP_ROWS,
+    EXPONENTIAL,
+    ONE,
+    PRODUCT,
+    SCALE_ROW,
+    ZERO,
+    Problem,
+    problem_types,
+)
 from .steps import scan_operations
 
-Work = namedtuple("Work", "tokens logs features pairs peak normaliser seen result")
+Work = namedtuple("Work", "tokens logs features pairs peak normaliser seen result probe")
 
 
 @functools.cache
@@ -71,11 +80,11 @@ def forward_kernel(dtype: str) -> Kernel:
     """
     ops = scan_operations(dtype)
     wide, lanes, padded, room, clear = ops.wide, ops.lanes, ops.padded, ops.room, ops.clear
-    product, exp_rows, scale_row, place = ops.product, ops.exp_rows, ops.scale_row, ops.place
+    place = ops.place
     load_tokens, logarithms, plain_features = ops.load_tokens, ops.logarithms, ops.plain_features
     load_state, load_block, absorb, advance = ops.load_state, ops.load_block, ops.absorb, ops.advance
     begin, find_limits, pair, apply_pairs = ops.begin, ops.find_limits, ops.pair, ops.apply_pairs
-    new_state, new_block, blank = ops.new_state, ops.new_block, ops.blank
+    new_state, new_block = ops.new_state, ops.new_block
     number = np.dtype(dtype).type
     zero, one, lowest = number(0), number(1), number(-np.inf)
     # Below, products of features may have been lost to underflow.
@@ -85,14 +94,14 @@ def forward_kernel(dtype: str) -> Kernel:
     def load_row(p, b, h, first, count, done, state, tops, work):  # type: ignore[no-untyped-def]
         """Features of rows against the state; `peak` is the log of what each is measured from."""
         features, peak = p.plan[1], work.peak
-        load_tokens(p.row, b, h, first, count, work.tokens)
+        load_tokens(p, p.row, b, h, first, count, work.tokens)
         if p.plan[0] != EXPONENTIAL:
             for j in range(wide):
                 peak[j] = one
             plain_features(p, work.tokens, peak, work.features)
-            clear(peak, wide)
+            clear(peak, ZERO, wide)
             return
-        clear(peak, wide)
+        clear(peak, ZERO, wide)
         logarithms(p, work.tokens, peak, count, work.logs)
         for j in range(wide):
             peak[j] = lowest
@@ -104,7 +113,9 @@ def forward_kernel(dtype: str) -> Kernel:
         for j in range(wide):
             peak[j] = zero if peak[j] == lowest else peak[j]
         if done > 0:
-            exp_rows(work.logs, state.most, peak, work.features, ZERO, features)
+            call(
+                p.plan[EXP_ROWS], work.logs, 0, state.most, 0, peak, 0, work.features, 0, features
+            )
 
     @inline
     def from_state(p, count, state, work):  # type: ignore[no-untyped-def]
@@ -114,9 +125,9 @@ def forward_kernel(dtype: str) -> Kernel:
             mass = state.mass[r]
             for j in range(wide):
                 work.normaliser[j] += mass * work.features[r * wide + j]
-        product(
-            work.result, ZERO, across, work.features, ZERO, ONE, wide, state.total, ZERO, across,
-            count, across // lanes, features,
+        call(
+            p.plan[PRODUCT], work.result, 0, across, work.features, 0, 1, wide, state.total, 0,
+            across, count, across // lanes, features,
         )  # fmt: skip
 
     @inline
@@ -125,7 +136,10 @@ def forward_kernel(dtype: str) -> Kernel:
         if p.plan[0] == EXPONENTIAL:
             for r in range(p.plan[1]):
                 if done == 0 or block.top[r] > state.most[r]:
-                    exp_rows(work.logs, block.top, work.peak, work.features, r, r + ONE)
+                    call(
+                        p.plan[EXP_ROWS], work.logs, r * wide, block.top, r, work.peak, 0,
+                        work.features, r * wide, 1,
+                    )  # fmt: skip
         pair(p, count, width, block, work.features, work.seen, work.pairs)
         for i in range(width):
             for j in range(wide):
@@ -142,14 +156,15 @@ def forward_kernel(dtype: str) -> Kernel:
                 return False
             log_normaliser[b, h, n] = lowest
             if p.counts[b, n] == 0 or total == zero:
-                blank(work.result, j * across, across)
+                clear(work.result, j * across, across)
             else:
                 total += p.numbers[2]
                 factor = one / total
                 log_normaliser[b, h, n] = work.peak[j] + np.log(total)
-            scale_row(
-                work.result, j * across, out, place(out, b, h, n), out.shape[3], factor
-            )
+            call(
+                p.plan[SCALE_ROW], work.result, j * across, out, place(out, b, h, n), out.shape[3],
+                factor, work.probe, 0,
+            )  # fmt: skip
         return True
 
     @inline
@@ -168,8 +183,8 @@ def forward_kernel(dtype: str) -> Kernel:
         find_limits(p, b, first, count, at[0], work.seen)
         for h in range(unit * group, unit * group + group):
             load_row(p, b, h, first, count, at[0], state, tops, work)
-            clear(work.result, work.result.size)
-            clear(work.normaliser, wide)
+            clear(work.result, ZERO, work.result.size)
+            clear(work.normaliser, ZERO, wide)
             if at[0] > 0:
                 from_state(p, count, state, work)
             if width > 0:
@@ -195,7 +210,7 @@ def forward_kernel(dtype: str) -> Kernel:
         work = Work(
             room((size + ONE) * wide), room(features * wide), room(features * wide),
             room(wide * wide), room(wide), room(wide), room(wide),
-            room(wide * padded(payload.shape[3])),
+            room(wide * padded(payload.shape[3])), room(ONE),
         )  # fmt: skip
         at = np.zeros(1, np.int64)
         while True:

@@ -22,11 +22,20 @@ from numba.core import types
 
 from polyattn_core.simd.jit import inline
 from polyattn_core.simd.mathematics import exp
+from polyattn_core.simd.scores import aligned_start
+from polyattn_core.simd.tiles import ALIGN
 
-from .blocks import ONE, ZERO, block_operations
+from . import blocks
+from .blocks import call
 
 EXPONENTIAL, ELU, RELU = range(3)
 """Feature maps: exp(projection), elu + 1, rectifier."""
+
+ZERO, ONE = np.int64(0), np.int64(1)
+"""For arguments: Numba compiles a helper anew for each whole number that is written down."""
+
+PRODUCT, TRANSPOSE, SCALE_ROW, EXP_TOKENS, EXP_ROWS = range(5, 5 + len(blocks.OPERATIONS))
+"""Where the plan has the addresses of the operations on blocks."""
 
 # What every kernel is given, in the order of the kernels' arguments; arrays of 4 axes are
 # (batch, heads, tokens, size), of 3 (batch, heads, tokens).
@@ -34,14 +43,14 @@ EXPONENTIAL, ELU, RELU = range(3)
 # `counts`: (batch, rows), how many of the items a row sees; never falls from row to row.
 # `projection`: (features, size + 1), the last column for what is added to the projections.
 # `numbers`: scale, added to all logarithms of features, ε of the normaliser.
-# `plan`: feature map, number of features, rows of a segment, items of a piece, pieces.
+# `plan`: feature map, number of features, rows of a segment, items of a piece, pieces, addresses.
 # `pieces`: states after the first 1, 2, … pieces, (units, pieces, features · (padded size + 2)).
 Problem = namedtuple(
     "Problem", "item shift payload weight row counts projection numbers plan pieces"
 )
 State = namedtuple("State", "total mass most")
-# One block of items. `ready` tells what it holds: how many, is all of it finite.
-Block = namedtuple("Block", "tokens features payload weight shift top mass")
+# One block of items; `probe` is 0 where all of it is finite.
+Block = namedtuple("Block", "tokens features payload weight shift top mass probe")
 
 
 def problem_types(dtype: str) -> tuple[Any, ...]:
@@ -60,11 +69,21 @@ def problem_types(dtype: str) -> tuple[Any, ...]:
 @functools.cache
 def state_operations(dtype: str) -> SimpleNamespace:
     """Operations on states and blocks, for use inside kernels of this dtype."""
-    ops = block_operations(dtype)
-    product, transpose, clear, room = ops.product, ops.transpose, ops.clear, ops.room
-    exp_tokens, scale_row, lanes, wide = ops.exp_tokens, ops.scale_row, ops.lanes, ops.wide
+    lanes, wide = np.int64(blocks.lanes(dtype)), np.int64(blocks.wide(dtype))
     number = np.dtype(dtype).type
     zero, one, half, lowest = number(0), number(1), number(0.5), number(-np.inf)
+
+    @inline
+    def clear(array, first, count):  # type: ignore[no-untyped-def]
+        for x in range(first, first + count):
+            array[x] = zero
+
+    @inline
+    def room(count):  # type: ignore[no-untyped-def]
+        """Uninitialised memory for so many numbers, aligned."""
+        memory = np.empty(count + ALIGN, number)
+        start = aligned_start(memory)
+        return memory[start : start + count]
 
     @inline
     def padded(size):  # type: ignore[no-untyped-def]
@@ -90,7 +109,7 @@ def state_operations(dtype: str) -> SimpleNamespace:
     def new_block(features, size, payload_size):  # type: ignore[no-untyped-def]
         return Block(
             room((size + 1) * wide), room(features * wide), room(wide * padded(payload_size)),
-            room(wide), room(wide), room(features), room(features),
+            room(wide), room(wide), room(features), room(features), room(ONE),
         )  # fmt: skip
 
     @inline
@@ -99,8 +118,8 @@ def state_operations(dtype: str) -> SimpleNamespace:
         features = p.plan[1]
         wide_total = state.total.size
         if used == 0:
-            clear(state.total, wide_total)
-            clear(state.mass, features)
+            clear(state.total, ZERO, wide_total)
+            clear(state.mass, ZERO, features)
             # Feature maps without exponentials are measured from 1 = e⁰.
             for r in range(features):
                 state.most[r] = lowest if p.plan[0] == EXPONENTIAL else zero
@@ -112,12 +131,15 @@ def state_operations(dtype: str) -> SimpleNamespace:
             state.most[r] = p.pieces[unit, used - 1, wide_total + features + r]
 
     @inline
-    def load_tokens(array, b, h, first, count, tokens):  # type: ignore[no-untyped-def]
+    def load_tokens(p, array, b, h, first, count, tokens):  # type: ignore[no-untyped-def]
         """tokens[d · wide + lane]; lanes without a token are 0."""
         size = array.shape[3]
         if count < wide:
-            clear(tokens, size * wide)
-        transpose(array, place(array, b, h, first), step(array), tokens, ZERO, wide, count, size)
+            clear(tokens, ZERO, size * wide)
+        call(
+            p.plan[TRANSPOSE], array, place(array, b, h, first), step(array), tokens, 0, wide, count,
+            size,
+        )  # fmt: skip
 
     @inline
     def logarithms(p, tokens, shift, count, logs):  # type: ignore[no-untyped-def]
@@ -132,9 +154,9 @@ def state_operations(dtype: str) -> SimpleNamespace:
         for j in range(wide):
             log = p.numbers[1] - half * p.numbers[0] * tokens[extra + j] - shift[j]
             tokens[extra + j] = log if j < count else lowest
-        clear(logs, features * wide)
-        product(
-            logs, ZERO, wide, p.projection, ZERO, size + 1, ONE, tokens, ZERO, wide, features,
+        clear(logs, ZERO, features * wide)
+        call(
+            p.plan[PRODUCT], logs, 0, wide, p.projection, 0, size + 1, 1, tokens, 0, wide, features,
             wide // lanes, size + 1,
         )  # fmt: skip
 
@@ -159,14 +181,17 @@ def state_operations(dtype: str) -> SimpleNamespace:
         """Features and payload of items first … first + count − 1; is all of it finite?"""
         features, size = p.plan[1], p.payload.shape[3]
         across = padded(size)
-        load_tokens(p.item, b, h, first, count, block.tokens)
+        load_tokens(p, p.item, b, h, first, count, block.tokens)
         for j in range(wide):
             block.shift[j] = p.shift[b, h, first + j] if j < count else zero
             block.weight[j] = p.weight[b, h, first + j] if j < count else zero
-        probe = zero
+        block.probe[0] = zero
         if p.plan[0] == EXPONENTIAL:
             logarithms(p, block.tokens, block.shift, count, block.features)
-            exp_tokens(block.features, state.most, block.top, block.mass, block.weight, features)
+            call(
+                p.plan[EXP_TOKENS], block.features, 0, state.most, 0, block.top, 0, block.mass, 0,
+                block.weight, 0, features,
+            )  # fmt: skip
         else:
             for j in range(wide):
                 block.shift[j] = exp(-block.shift[j]) if j < count else zero
@@ -178,13 +203,16 @@ def state_operations(dtype: str) -> SimpleNamespace:
                 block.mass[r] = mass
                 block.top[r] = zero
         for r in range(features):
-            probe += block.mass[r] * zero
+            block.probe[0] += block.mass[r] * zero
         at, along = place(p.payload, b, h, first), step(p.payload)
         for j in range(count):
-            probe += scale_row(p.payload, at + j * along, block.payload, j * across, size, one)
+            call(
+                p.plan[SCALE_ROW], p.payload, at + j * along, block.payload, j * across, size, one,
+                block.probe, 0,
+            )  # fmt: skip
             for d in range(size, across):
                 block.payload[j * across + d] = zero
-        return probe == zero
+        return block.probe[0] == zero
 
     @inline
     def absorb(p, block, count, state):  # type: ignore[no-untyped-def]
@@ -201,13 +229,16 @@ def state_operations(dtype: str) -> SimpleNamespace:
                     state.most[r] = block.top[r]
         for r in range(features):
             state.mass[r] += block.mass[r]
-        product(
-            state.total, ZERO, across, block.features, ZERO, wide, ONE, block.payload, ZERO, across,
-            features, across // lanes, count,
+        call(
+            p.plan[PRODUCT], state.total, 0, across, block.features, 0, wide, 1, block.payload, 0,
+            across, features, across // lanes, count,
         )  # fmt: skip
 
     return SimpleNamespace(
-        **vars(ops),
+        lanes=lanes,
+        wide=wide,
+        clear=clear,
+        room=room,
         padded=padded,
         place=place,
         step=step,

@@ -14,8 +14,8 @@ import numpy as np
 
 from polyattn_core.simd.jit import inline
 
-from .blocks import ONE, ZERO
-from .state import state_operations
+from .blocks import call
+from .state import ONE, PRODUCT, ZERO, state_operations
 
 _STRIP = 16  # rows of a block whose products stop at the last item that one of them sees
 
@@ -24,7 +24,7 @@ _STRIP = 16  # rows of a block whose products stop at the last item that one of 
 def scan_operations(dtype: str) -> SimpleNamespace:
     """Steps of a scan, for use inside kernels of this dtype."""
     ops = state_operations(dtype)
-    wide, lanes, padded, clear, product = ops.wide, ops.lanes, ops.padded, ops.clear, ops.product
+    wide, lanes, padded, clear = ops.wide, ops.lanes, ops.padded, ops.clear
     load_block, absorb = ops.load_block, ops.absorb
     number = np.dtype(dtype).type
     zero = number(0)
@@ -80,16 +80,16 @@ def scan_operations(dtype: str) -> SimpleNamespace:
     @inline
     def pair(p, count, width, block, features, limit, pairs):  # type: ignore[no-untyped-def]
         """pairs[item · wide + row] = product of their features, 0 where the row does not see it."""
-        clear(pairs, width * wide)
+        clear(pairs, ZERO, width * wide)
         for i in range(0, width, _STRIP):
             # Rows that see none of the strip come first: none sees less than the row before.
             start = ZERO
             while start < count and limit[start] <= i:
                 start += 1
             start = start // lanes * lanes
-            product(
-                pairs, i * wide + start, wide, block.features, i, ONE, wide, features, start, wide,
-                min(_STRIP, width - i), (wide - start) // lanes, p.plan[1],
+            call(
+                p.plan[PRODUCT], pairs, i * wide + start, wide, block.features, i, 1, wide, features,
+                start, wide, min(_STRIP, width - i), (wide - start) // lanes, p.plan[1],
             )  # fmt: skip
         hide(width, limit, pairs)
 
@@ -100,9 +100,9 @@ def scan_operations(dtype: str) -> SimpleNamespace:
         for j in range(0, count, _STRIP):
             rows = min(_STRIP, count - j)
             seen = min(width, np.int64(limit[j + rows - 1]))
-            product(
-                result, to + j * across, across, pairs, j, ONE, wide, block.payload, ZERO, across,
-                rows, across // lanes, seen,
+            call(
+                p.plan[PRODUCT], result, to + j * across, across, pairs, j, 1, wide, block.payload, 0,
+                across, rows, across // lanes, seen,
             )  # fmt: skip
 
     return SimpleNamespace(
