@@ -144,14 +144,17 @@ class Vectors:
 
 
 class Loop:
-    """``for i in range(0, stop, step)`` with values carried from turn to turn in registers.
+    """``for i in range(start, stop, step)`` with values carried from turn to turn in registers.
 
     Inside the block, `i` is the index and `carried` the values; call :meth:`close` last, with the
     values for the next turn. After the block, `carried` holds the final values.
     """
 
-    def __init__(self, builder: Any, stop: Any, carried: list[Any], step: int = 1) -> None:
+    def __init__(
+        self, builder: Any, stop: Any, carried: list[Any], step: int = 1, start: Any = None
+    ) -> None:
         self.builder, self.stop, self.initial, self.step = builder, stop, carried, step
+        self.start = index(0) if start is None else start
 
     def __enter__(self) -> Loop:
         builder = self.builder
@@ -162,7 +165,7 @@ class Loop:
         builder.branch(self._head)
         builder.position_at_end(self._head)
         self.i = builder.phi(I64)
-        self.i.add_incoming(index(0), before)
+        self.i.add_incoming(self.start, before)
         self.carried = []
         for value in self.initial:
             phi = builder.phi(value.type)
