@@ -22,6 +22,7 @@ from .scores import (
     take_task,
 )
 from .tiles import tile_operations
+from .transpose import transpose_operations
 
 
 @functools.cache
@@ -41,6 +42,7 @@ def forward_kernel(dtype: str) -> Kernel:
     scores_of = score_operations(dtype)
     pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
     visible_keys = scores_of.visible_keys
+    lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     weigh, drop, accumulate = scores_of.weigh, scores_of.drop, scores_of.accumulate
 
     @inline
@@ -163,12 +165,14 @@ def forward_kernel(dtype: str) -> Kernel:
                             # The sink outweighs all scores by more than the range of numbers.
                             factor = np.exp(most - sink[h])
                             log_denominator[to, h, q0 + j] = sink[h]
+                scratch[statistics + 2 * wide + j] = factor
                 if factor == zero:
+                    # What lies there may not be finite: 0 times it would not be 0.
                     for d in range(value_size):
-                        out[to, h, q0 + j, d] = zero
-                else:
-                    for d in range(value_size):
-                        out[to, h, q0 + j, d] = scratch[output + d * wide + j] * factor
+                        scratch[output + d * wide + j] = zero
+            lanes_to_rows(
+                scratch, output, statistics + 2 * wide, out, to, h, q0, nq
+            )
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

@@ -30,6 +30,7 @@ from .masking import (
 )
 from .rules import call_forward
 from .tiles import ALIGN, tile_operations
+from .transpose import transpose_operations
 from .vector import pointer
 
 SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
@@ -110,17 +111,6 @@ def score_operations(dtype: str) -> SimpleNamespace:
     lowest, zero, one = number(-np.inf), number(0), number(1)
     score_product, value_product = ops.score_product, ops.value_product
     tile_maximum = ops.tile_maximum
-
-    @inline
-    def pack(array, b, h, first, count, factor, scratch, to):  # type: ignore[no-untyped-def]
-        """Transpose `count` rows into scratch[d · wide + lane], times a factor; the rest is 0."""
-        size = array.shape[3]
-        for j in range(count):
-            for d in range(size):
-                scratch[to + d * wide + j] = array[b, h, first + j, d] * factor
-        for d in range(size):
-            for j in range(count, wide):
-                scratch[to + d * wide + j] = zero
 
     @inline
     def pack_rows(statistics, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
@@ -306,7 +296,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         return probe == zero
 
     return SimpleNamespace(
-        pack=pack,
+        pack=transpose_operations(dtype).rows_to_lanes,
         pack_rows=pack_rows,
         products=products,
         score_tile=score_tile,
