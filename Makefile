@@ -25,7 +25,6 @@ help:  ## list the targets
 demo: $(TO_RUN)  ## compare mechanisms on handwritten digits, write a page
 	@mkdir -p build
 	$(VENV)/bin/polyattn compare digits --html build/compare-digits.html $(ARGS)
-	@echo 'The page is $(CURDIR)/build/compare-digits.html'
 
 test: lint  ## lint, then every test; ARGS="-k flash" goes to pytest
 	$(PY) -m pytest $(ARGS)
@@ -61,7 +60,7 @@ matrix:  ## the tests with each Python of MATRIX that is there
 lowest: VENV := build/venv-lowest
 lowest:  ## the tests with the oldest versions that the requirements admit
 	@$(MAKE) VENV=$(VENV) setup
-	$(VENV)/bin/python -m uv pip install --python $(VENV)/bin/python --resolution lowest-direct \
+	$(VENV)/bin/python -m uv pip install --python $(VENV)/bin/python --upgrade --resolution lowest-direct \
 	    $(addprefix -e ./,$(filter-out sdk,$(MEMBERS))) -e './sdk[compare]' -e '.[test]'
 	$(VENV)/bin/python -m pytest $(ARGS)
 

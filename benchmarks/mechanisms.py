@@ -8,7 +8,6 @@ import numpy as np
 from timing import interleaved
 
 import polyattn as pa
-from polyattn.errors import PolyattnError
 
 BATCH, HEADS, SIZE = 1, 8, 64
 
@@ -26,7 +25,7 @@ def measure(tokens: int = 1024, rounds: int = 5) -> list[dict[str, object]]:
         try:
             mechanism = pa.create(name, dim=HEADS * SIZE, heads=HEADS)
             mechanism.attend(q, k, v)
-        except PolyattnError as error:
+        except pa.errors.PolyattnError as error:
             rows.append({"mechanism": name, "error": str(error)})
             continue
         forward: dict[str, Callable[[], object]] = {

@@ -66,6 +66,7 @@ def forward() -> list[dict[str, object]]:
 
 def _torch(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> Callable[[], object]:
     import torch
+
     from polyattn_core.simd import threads
 
     torch.set_num_threads(threads.limit())

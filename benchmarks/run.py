@@ -1,6 +1,6 @@
 """Run the benchmarks, print tables, write a JSON file with the machine and versions.
 
-    python benchmarks/run.py [--only PART …] [--json build/benchmarks.json]
+python benchmarks/run.py [--only PART …] [--json build/benchmarks.json]
 """
 
 from __future__ import annotations

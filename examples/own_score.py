@@ -1,11 +1,11 @@
 """A score rule of your own: compiled on its own, run inside the tiles of the engine."""
 
 import numpy as np
+
+import polyattn as pa
 from polyattn_core.simd.rules import score_rule
 from polyattn_core.spec import Capabilities, MechanismSpec
 from polyattn_core.streaming import ScaledConfig, StreamingMechanism
-
-import polyattn as pa
 
 
 @score_rule

@@ -313,9 +313,9 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     if request.encoded is not None:
         d_rows = d_rows.sum(axis=0)
         for statistic, found in zip(request.encoded.row_statistics, d_rows, strict=True):
-            total_query = total_query + statistic.pullback(query, found)
+            total_query = total_query + _pulled_back(statistic, query, found)
         for statistic, found in zip(request.encoded.column_statistics, d_columns, strict=True):
-            key_gradient = key_gradient + statistic.pullback(key, found)
+            key_gradient = key_gradient + _pulled_back(statistic, key, found)
     sink_gradient = None
     if request.sink is not None:
         weight = np.exp(np.asarray(request.sink, dtype)[:, None] - state.first)
@@ -329,6 +329,13 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
         d_parameters.sum(axis=0),
         sink_gradient,
     )
+
+
+def _pulled_back(statistic: Statistic, vectors: Array, gradient: Array) -> Array:
+    """The pullback of a statistic; 0 for vectors that nobody saw, even where they are not finite."""
+    with np.errstate(invalid="ignore"):
+        found = statistic.pullback(vectors, gradient)
+    return np.where(gradient[..., None] == 0, found.dtype.type(0), found)
 
 
 def _slots(size: int, units: int) -> int:

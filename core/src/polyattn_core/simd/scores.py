@@ -93,12 +93,13 @@ def aligned_start(scratch):  # type: ignore[no-untyped-def]
 @inline
 def kept(seed, batch, head, query, key, keep):  # type: ignore[no-untyped-def]
     """Does this weight survive dropout? The same for every tiling and thread."""
-    x = np.uint32(seed) + np.uint32(batch) * np.uint32(0x9E3779B1)
-    x = (x ^ np.uint32(head)) * np.uint32(0x85EBCA77)
-    x = ((x ^ (x >> np.uint32(15))) + np.uint32(query)) * np.uint32(0xC2B2AE3D)
-    x = ((x ^ (x >> np.uint32(13))) + np.uint32(key)) * np.uint32(0x27D4EB2F)
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x165667B1)
-    x = x ^ (x >> np.uint32(15))
+    # Numba widens every operation on uint32 to 64 bits, so each is narrowed again.
+    x = np.uint32(np.uint32(seed) + np.uint32(batch) * np.uint32(0x9E3779B1))
+    x = np.uint32((x ^ np.uint32(head)) * np.uint32(0x85EBCA77))
+    x = np.uint32(((x ^ (x >> np.uint32(15))) + np.uint32(query)) * np.uint32(0xC2B2AE3D))
+    x = np.uint32(((x ^ (x >> np.uint32(13))) + np.uint32(key)) * np.uint32(0x27D4EB2F))
+    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x165667B1))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
     return np.float32(x >> np.uint32(8)) * np.float32(5.9604645e-08) < keep
 
 

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from polyattn_core.streaming import ScaledConfig
-from pydantic import Field, model_validator
+
+
+def _some(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        # Its own text is about each form of the option by itself.
+        raise ValueError("how many, at least 0, or whole numbers that say which") from None
+
+
+Some = Annotated[Annotated[int, Field(ge=0)] | tuple[int, ...], WrapValidator(_some)]
+"""The first so many, or those at the given places."""
 
 
 class FlashConfig(ScaledConfig):
@@ -19,7 +39,8 @@ class SlidingWindowConfig(ScaledConfig):
     """Options of `sliding-window`."""
 
     window: int = Field(default=256, ge=1)
-    """Keys in sight: causal, the last so many; otherwise half of them before and half after."""
+    """Causal: the last so many keys, its own included. Otherwise half of it (rounded down) before
+    and half after its own."""
     causal: bool = True
     """Hide later keys."""
 
@@ -28,22 +49,18 @@ class LocalGlobalConfig(ScaledConfig):
     """Options of `local-global`."""
 
     window: int = Field(default=512, ge=1)
-    """Keys in sight: causal, the last so many; otherwise half of them before and half after."""
-    global_tokens: int | tuple[int, ...] = 1
+    """Causal: the last so many keys, its own included. Otherwise half of it (rounded down) before
+    and half after its own."""
+    global_tokens: Some = 1
     """How many leading positions see and are seen by all, or which; negative from the end."""
-
-    @model_validator(mode="after")
-    def _check_global(self) -> Self:
-        if isinstance(self.global_tokens, int) and self.global_tokens < 0:
-            raise ValueError("global_tokens: a number of tokens cannot be negative")
-        return self
 
 
 class DilatedConfig(ScaledConfig):
     """Options of `dilated`."""
 
     window: int = Field(default=256, ge=1)
-    """Keys in sight: causal, the last so many steps; otherwise half before and half after."""
+    """Causal: so many keys, its own and every `step`-th before it. Otherwise half of it (rounded
+    down) before and half after its own."""
     step: int = Field(default=2, ge=1)
     """Distance between keys in sight."""
 
@@ -56,13 +73,15 @@ class StridedConfig(ScaledConfig):
     pattern: Literal["strided", "fixed"] = "strided"
     """Every stride-th key counted from the query, or the ends of fixed blocks."""
     summary: int = Field(default=8, ge=1)
-    """For `fixed`: keys at the end of each block that all see."""
+    """For `fixed`: keys at the end of each block that all see; at most the stride."""
     causal: bool = True
     """Hide later keys."""
 
     @model_validator(mode="after")
     def _check_summary(self) -> Self:
-        if self.pattern == "fixed" and self.summary > self.stride:
+        # A default must not make `stride=4` an error.
+        chosen = "summary" in self.model_fields_set
+        if chosen and self.pattern == "fixed" and self.summary > self.stride:
             raise ValueError(f"summary: at most the stride {self.stride}")
         return self
 
@@ -75,7 +94,13 @@ class BlockSparseConfig(ScaledConfig):
     neighbours: int = Field(default=1, ge=0)
     """Blocks in sight on each side of a query's own, where no layout is given."""
     layout: tuple[tuple[bool, ...], ...] | None = None
-    """Which key blocks each query block sees; must fit the call's number of blocks."""
+    """Which key blocks each query block sees: as many rows and columns as the call has of them,
+    query blocks counted from its first query. A boolean array will do."""
+
+    @field_validator("layout", mode="before")
+    @classmethod
+    def _from_array(cls, value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else value
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:
@@ -93,11 +118,11 @@ class BigBirdConfig(ScaledConfig):
     """Tokens of a block."""
     neighbours: int = Field(default=1, ge=0)
     """Blocks in sight on each side of a query's own."""
-    global_blocks: int = Field(default=1, ge=0)
-    """Leading blocks that see and are seen by all."""
+    global_blocks: Some = 1
+    """How many leading blocks see and are seen by all, or which; negative from the end."""
     random_blocks: int = Field(default=3, ge=0)
     """Further key blocks drawn for each query block and head."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
     """Seed of the draw."""
 
 
@@ -105,13 +130,16 @@ class StreamingWindowConfig(ScaledConfig):
     """Options of `streaming`."""
 
     window: int = Field(default=1024, ge=1)
-    """The last so many keys are in sight."""
+    """The last so many keys, its own included. Not causal: half of it (rounded down) before and
+    half after its own."""
     sinks: int = Field(default=4, ge=0)
-    """So do the first keys stay in sight."""
+    """First keys that stay in sight."""
+    causal: bool = True
+    """Hide later keys."""
 
 
 class TopKConfig(ScaledConfig):
     """Options of `top-k`."""
 
     k: int = Field(default=32, ge=1)
-    """Keys that each query attends to; all where there are fewer. Equal scores are kept together."""
+    """Keys that each query attends to; all where there are fewer. Equal scores stay together."""

@@ -1,12 +1,14 @@
-"""Soft-max attention over a pattern of positions: tiles outside the pattern cost nothing."""
+"""Soft-max attention over a pattern of positions.
+
+Scores are computed a tile of 64 keys at a time, and a tile outside the pattern costs one test.
+With more keys than queries the last query is at the last key, so that decoding with a cache sees
+what the whole sequence would have seen.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from polyattn_core.arrays import Array
 from polyattn_core.errors import ConfigError
 from polyattn_core.masks import (
-    Blocks,
     Causal,
     Dilated,
     GlobalTokens,
@@ -22,12 +24,12 @@ from polyattn_core.streaming import StreamingMechanism
 class _Pattern(StreamingMechanism):
     """A mechanism whose rule is which pairs it computes."""
 
-    def _pattern(self) -> Mask:
+    def _pattern(self, shape: MaskShape) -> Mask:
         """The pairs, apart from causality."""
         raise TypeError(f"{type(self).__name__} does not define _pattern()")
 
     def _own_mask(self, shape: MaskShape) -> Mask:
-        pattern = self._pattern()
+        pattern = self._pattern(shape)
         return Causal() & pattern if self.config.causal else pattern
 
     def _window(self) -> Window:
@@ -39,32 +41,107 @@ class _Pattern(StreamingMechanism):
 class SlidingWindow(_Pattern):
     """Each query sees the keys near it.
 
-    O(n · window · d) time. With more keys than queries, the last query is at the last key, as in
-    decoding. Beltagy et al., Longformer, arXiv:2004.05150; Jiang et al., Mistral, arXiv:2310.06825.
+        softmax(scale · q·kᵀ) v   over   0 ≤ i − j < window            (causal, the default)
+                                         |i − j| ≤ ⌊window / 2⌋        (otherwise)
+
+    for query i and key j, where scale is 1/√(head size) unless given. In layers one above the other
+    what is seen grows by a window each.
+
+    O(n · window · d) time, O(n d) memory.
+
+    References
+    ----------
+    Beltagy et al., Longformer: the long-document transformer, arXiv:2004.05150. Causal: Jiang et
+    al., Mistral 7B, arXiv:2310.06825.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> tokens = np.zeros((4, 1))
+    >>> pa.create("sliding-window", dim=1, window=2)(tokens, tokens, np.eye(4))
+    array([[1. , 0. , 0. , 0. ],
+           [0.5, 0.5, 0. , 0. ],
+           [0. , 0.5, 0.5, 0. ],
+           [0. , 0. , 0.5, 0.5]])
     """
 
-    def _pattern(self) -> Mask:
+    def _pattern(self, shape: MaskShape) -> Mask:
         return self._window()
 
 
 class LocalGlobal(_Pattern):
     """A window around each query, and global tokens that see and are seen by all.
 
-    O(n · (window + global tokens) · d) time. Beltagy et al., Longformer, arXiv:2004.05150.
+        softmax(scale · q·kᵀ) v   over   |i − j| ≤ ⌊window / 2⌋  or  i ∈ G  or  j ∈ G
+
+    for query i and key j, where G are the `global_tokens`: the first so many positions, or those
+    listed. With `causal`, the window is 0 ≤ i − j < window and later keys are hidden from global
+    tokens too. Queries, keys and values of global tokens are those of the others: Longformer's
+    second set of projections is not part of it.
+
+    O(n · (window + global tokens) · d) time, O(n d) memory.
+
+    Raises
+    ------
+    ConfigError
+        By calls, where a listed global token is not among the keys.
+
+    References
+    ----------
+    Beltagy et al., Longformer: the long-document transformer, arXiv:2004.05150.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> tokens = np.zeros((5, 1))
+    >>> attention = pa.create("local-global", dim=1, window=2, global_tokens=(0,))
+    >>> (attention(tokens, tokens, np.eye(5)) > 0).astype(int)
+    array([[1, 1, 1, 1, 1],
+           [1, 1, 1, 0, 0],
+           [1, 1, 1, 1, 0],
+           [1, 0, 1, 1, 1],
+           [1, 0, 0, 1, 1]])
     """
 
-    def _pattern(self) -> Mask:
-        return self._window() | GlobalTokens(self.config.global_tokens)
+    def _pattern(self, shape: MaskShape) -> Mask:
+        chosen = self.config.global_tokens
+        if isinstance(chosen, tuple):
+            for position in chosen:
+                if not -shape.keys <= position < shape.keys:
+                    raise ConfigError(
+                        "global_tokens", position, f"positions among the {shape.keys} keys"
+                    )
+        return self._window() | GlobalTokens(chosen)
 
 
 class DilatedWindow(_Pattern):
-    """A window with gaps: every `step`-th key.
+    """A window with gaps, that reaches further with as many keys.
 
-    O(n · window · d) useful time; tiles are skipped outside the reach of window · step. Beltagy et
-    al., Longformer, arXiv:2004.05150, section 3.1.
+        softmax(scale · q·kᵀ) v   over   i − j ∈ {0, ±step, …, ±⌊window / 2⌋ · step}
+
+    for query i and key j; with `causal` over i − j ∈ {0, step, …, (window − 1) · step}.
+
+    O(n · window · step · d) time, because the keys of one query are the gaps of another: a tile is
+    skipped beyond the reach of the window. O(n d) memory.
+
+    References
+    ----------
+    Beltagy et al., Longformer: the long-document transformer, arXiv:2004.05150, section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> tokens = np.zeros((5, 1))
+    >>> attention = pa.create("dilated", dim=1, window=2, step=2, causal=True)
+    >>> (attention(tokens, tokens, np.eye(5)) > 0).astype(int)
+    array([[1, 0, 0, 0, 0],
+           [0, 1, 0, 0, 0],
+           [1, 0, 1, 0, 0],
+           [0, 1, 0, 1, 0],
+           [0, 0, 1, 0, 1]])
     """
 
-    def _pattern(self) -> Mask:
+    def _pattern(self, shape: MaskShape) -> Mask:
         size, step = self.config.window, self.config.step
         if self.config.causal:
             return Dilated(step, size - 1, 0)
@@ -72,12 +149,37 @@ class DilatedWindow(_Pattern):
 
 
 class StridedPattern(_Pattern):
-    """The patterns of the sparse transformer.
+    """The patterns of the sparse transformer: any two positions are two layers apart.
 
-    O(n √n d) useful time at stride √n. Child et al., arXiv:1904.10509.
+        softmax(scale · q·kᵀ) v   over   |i − j| < l  or  l | i − j                    (strided)
+                                         ⌊i/l⌋ = ⌊j/l⌋  or  j mod l ≥ l − summary      (fixed)
+
+    for query i and key j, where l is `stride`; causal unless `causal=False`. Each is the union of
+    what the two kinds of heads of the paper see.
+
+    A tile of 64 keys is computed whole where any pair of it is visible. `fixed` skips those without
+    a summary: O(n² d) time, less by a factor of stride / 64. `strided` skips none, because its far
+    keys are in all of them: O(n² d) time. O(n d) memory.
+
+    References
+    ----------
+    Child et al., Generating long sequences with sparse transformers, arXiv:1904.10509, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> tokens = np.zeros((6, 1))
+    >>> fixed = pa.create("strided", dim=1, stride=3, pattern="fixed", summary=1)
+    >>> (fixed(tokens, tokens, np.eye(6)) > 0).astype(int)
+    array([[1, 0, 0, 0, 0, 0],
+           [1, 1, 0, 0, 0, 0],
+           [1, 1, 1, 0, 0, 0],
+           [0, 0, 1, 1, 0, 0],
+           [0, 0, 1, 1, 1, 0],
+           [0, 0, 1, 1, 1, 1]])
     """
 
-    def _pattern(self) -> Mask:
+    def _pattern(self, shape: MaskShape) -> Mask:
         config = self.config
         return Strided(config.stride, config.pattern, min(config.summary, config.stride))
 
@@ -85,68 +187,33 @@ class StridedPattern(_Pattern):
 class StreamingWindow(_Pattern):
     """A window over the last keys that keeps the first ones in sight: attention sinks.
 
-        key j is visible to query i iff  j < sinks  or  i − j < window
+        softmax(scale · q·kᵀ) v   over   j ≤ i  and  (j < sinks  or  i − j < window)
 
-    O(n · (window + sinks) · d) time. Later keys are visible only where `causal` is off, which it is
-    not meant for. Xiao et al., arXiv:2309.17453.
+    for query i and key j, where scale is 1/√(head size) unless given. Language models put the
+    weight that they have no use for on the first tokens; a window that loses these breaks down.
+    Without `causal`, the window is |i − j| ≤ ⌊window / 2⌋.
+
+    Positions are those of the text. Xiao et al. count them within the cache, so that sinks never
+    seem far: with `position="rope"`, texts much longer than a model was trained on are beyond it.
+
+    O(n · (window + sinks) · d) time, O(n d) memory.
+
+    References
+    ----------
+    Xiao et al., Efficient streaming language models with attention sinks, arXiv:2309.17453.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> tokens = np.zeros((5, 1))
+    >>> attention = pa.create("streaming", dim=1, window=2, sinks=1)
+    >>> (attention(tokens, tokens, np.eye(5)) > 0).astype(int)
+    array([[1, 0, 0, 0, 0],
+           [1, 1, 0, 0, 0],
+           [1, 1, 1, 0, 0],
+           [1, 0, 1, 1, 0],
+           [1, 0, 0, 1, 1]])
     """
 
-    def _pattern(self) -> Mask:
-        return Window(self.config.window - 1, None) | Prefix(self.config.sinks)
-
-
-class BlockSparse(StreamingMechanism):
-    """Blocks of queries see blocks of keys, as a layout says.
-
-    O(visible blocks · block² · d) time. Child et al., arXiv:1904.10509.
-    """
-
-    def _layout(self, shape: MaskShape) -> Array:
-        """(heads or 1, query blocks, key blocks) of booleans."""
-        rows, columns, own = _block_positions(shape, self.config.block)
-        layout = self.config.layout
-        if layout is None:
-            return _near(own, columns, self.config.neighbours)[None]
-        found = np.array(layout)
-        if found.shape != (rows, columns):
-            raise ConfigError(
-                "layout", found.shape, f"{rows} × {columns} blocks of {self.config.block} tokens"
-            )
-        return found[None]
-
-    def _own_mask(self, shape: MaskShape) -> Mask:
-        pattern = Blocks(self._layout(shape), self.config.block)
-        return Causal() & pattern if self.config.causal else pattern
-
-
-class BigBird(BlockSparse):
-    """Neighbouring, global and random blocks.
-
-    O(n · blocks in sight · block · d) time. The random blocks are drawn for each query block and
-    head from `seed`, so that a call gives the same output again. Zaheer et al., Big Bird,
-    arXiv:2007.14062.
-    """
-
-    def _layout(self, shape: MaskShape) -> Array:
-        config = self.config
-        rows, columns, own = _block_positions(shape, config.block)
-        layout = np.repeat(_near(own, columns, config.neighbours)[None], shape.heads, axis=0)
-        rng = np.random.default_rng(config.seed)
-        for head in range(shape.heads):
-            for row in range(rows):
-                chosen = rng.permutation(columns)[: config.random_blocks]
-                layout[head, row, chosen] = True
-        layout[:, :, : config.global_blocks] = True
-        layout[:, own < config.global_blocks, :] = True
-        return layout
-
-
-def _block_positions(shape: MaskShape, block: int) -> tuple[int, int, Array]:
-    """Numbers of query and key blocks, and the key block at each query block's last position."""
-    rows, columns = -(-shape.queries // block), -(-shape.keys // block)
-    last = np.minimum((np.arange(rows) + 1) * block, shape.queries) - 1
-    return rows, columns, (last + shape.keys - shape.queries) // block
-
-
-def _near(own: Array, columns: int, reach: int) -> Array:
-    return np.asarray(abs(np.arange(columns)[None, :] - own[:, None]) <= reach)
+    def _pattern(self, shape: MaskShape) -> Mask:
+        return self._window() | Prefix(self.config.sinks)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from polyattn_core.hooks import API_VERSION, hookimpl
 from polyattn_core.spec import (
     Capabilities,
+    ConformanceCase,
     MechanismSpec,
     PluginInfo,
     PresetSpec,
@@ -34,7 +37,7 @@ def _pattern(
         family=FAMILY,
         summary=summary,
         formula=formula,
-        factory=f"{_MODULE}.patterns:{factory}",
+        factory=f"{_MODULE}.{factory}",
         config=f"{_MODULE}.config:{config}",
         reference=f"{_MODULE}.reference:softmax_attention",
         papers=papers,
@@ -63,7 +66,7 @@ MECHANISMS = (
         "sliding-window",
         "Each query sees the keys near it",
         "softmax(s) v over 0 ≤ i − j < w",
-        "SlidingWindow",
+        "patterns:SlidingWindow",
         "SlidingWindowConfig",
         ("2004.05150", "2310.06825"),
         "O(n w d)",
@@ -71,8 +74,8 @@ MECHANISMS = (
     _pattern(
         "local-global",
         "A window around each query, and global tokens that see and are seen by all",
-        "softmax(s) v over |i − j| ≤ w/2 or i ∈ G or j ∈ G",
-        "LocalGlobal",
+        "softmax(s) v over |i − j| ≤ ⌊w/2⌋ or i ∈ G or j ∈ G",
+        "patterns:LocalGlobal",
         "LocalGlobalConfig",
         ("2004.05150",),
         "O(n (w + g) d)",
@@ -81,26 +84,26 @@ MECHANISMS = (
     _pattern(
         "dilated",
         "A window with gaps",
-        "softmax(s) v over |i − j| ≤ w·step/2, step | i − j",
-        "DilatedWindow",
+        "softmax(s) v over |i − j| ≤ ⌊w/2⌋·step, step | i − j",
+        "patterns:DilatedWindow",
         "DilatedConfig",
         ("2004.05150",),
-        "O(n w d)",
+        "O(n w step d)",
     ),
     _pattern(
         "strided",
         "The patterns of the sparse transformer",
-        "softmax(s) v over |i − j| < l or l | i − j",
-        "StridedPattern",
+        "softmax(s) v over 0 ≤ i − j < l or l | i − j ≥ 0",
+        "patterns:StridedPattern",
         "StridedConfig",
         ("1904.10509",),
-        "O(n √n d)",
+        "O(n² d)",
     ),
     _pattern(
         "block-sparse",
         "Blocks of queries see blocks of keys, as a layout says",
         "softmax(s) v over L[⌊i/b⌋, ⌊j/b⌋]",
-        "BlockSparse",
+        "blocks:BlockSparse",
         "BlockSparseConfig",
         ("1904.10509",),
         "O(blocks b² d)",
@@ -109,7 +112,7 @@ MECHANISMS = (
         "bigbird",
         "Neighbouring, global and random blocks",
         "softmax(s) v over near, global and random blocks",
-        "BigBird",
+        "blocks:BigBird",
         "BigBirdConfig",
         ("2007.14062",),
         "O(n b d)",
@@ -117,11 +120,11 @@ MECHANISMS = (
     _pattern(
         "streaming",
         "A window over the last keys that keeps the first ones: attention sinks",
-        "softmax(s) v over i − j < w or j < sinks",
-        "StreamingWindow",
+        "softmax(s) v over 0 ≤ i − j < w or j < sinks",
+        "patterns:StreamingWindow",
         "StreamingWindowConfig",
         ("2309.17453",),
-        "O(n w d)",
+        "O(n (w + sinks) d)",
         ("streaming-llm",),
     ),
     MechanismSpec(
@@ -163,3 +166,31 @@ def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
 @hookimpl
 def polyattn_presets() -> list[PresetSpec]:
     return presets_from_toml(_MODULE, FAMILY)
+
+
+_CAUSAL_IS_ANOTHER = {"check_causal_option": "with `causal` the pattern itself is another"}
+_ONLY_THE_BEST = {
+    "check_log_sum_exp": "keys with lower scores count neither in it nor have weights"
+}
+_NARROW: tuple[tuple[str, dict[str, object], dict[str, str]], ...] = (
+    ("flash", {"block_size": 16}, {}),
+    ("sliding-window", {"window": 5}, _CAUSAL_IS_ANOTHER),
+    ("local-global", {"window": 4, "global_tokens": (0, -1)}, _CAUSAL_IS_ANOTHER),
+    ("dilated", {"window": 7, "step": 2}, _CAUSAL_IS_ANOTHER),
+    ("streaming", {"window": 5, "sinks": 3}, _CAUSAL_IS_ANOTHER),
+    ("strided", {"stride": 4, "pattern": "fixed", "summary": 1}, {}),
+    ("block-sparse", {"block": 4, "neighbours": 0}, {}),
+    ("bigbird", {"block": 4, "neighbours": 0, "random_blocks": 1}, _CAUSAL_IS_ANOTHER),
+    ("top-k", {"k": 3}, _ONLY_THE_BEST),
+)
+"""Options at which a pattern shows at the sizes of the checks, and what then is not as always."""
+
+
+@hookimpl
+def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
+    """As they are by default, and with options that make a difference at small sizes."""
+    for name, options, failures in _NARROW:
+        yield ConformanceCase(mechanism=name)
+        yield ConformanceCase(
+            mechanism=name, name="narrow", options=options, expected_failures=failures
+        )

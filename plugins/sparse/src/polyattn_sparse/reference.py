@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from polyattn_core.reference import adjusted_scores, repeat_heads, rotated
 
 Array = npt.NDArray[np.float64]

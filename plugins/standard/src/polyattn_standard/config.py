@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from polyattn_core.streaming import ScaledConfig, StreamingConfig
-from pydantic import Field, model_validator
 
 
 class ScaledDotProductConfig(ScaledConfig):
@@ -16,7 +17,7 @@ class MultiHeadConfig(ScaledConfig):
     """Options of `multi-head`."""
 
     bias: bool = True
-    """Add a learned vector after each projection."""
+    """Add a learned vector after each projection; not the `bias` on scores of a call."""
 
 
 class CosineConfig(StreamingConfig):
@@ -25,25 +26,33 @@ class CosineConfig(StreamingConfig):
     scale: float = Field(default=10.0, gt=0)
     """Initial value of the learned gain of each head."""
     epsilon: float = Field(default=1e-6, gt=0, lt=1)
-    """Vectors shorter than this are not stretched to unit length."""
+    """Vectors shorter than this are divided by it, not by their length."""
 
 
 class L2Config(ScaledConfig):
     """Options of `l2`."""
 
 
+Width = Annotated[float, Field(gt=0)]
+
+
 class GaussianConfig(StreamingConfig):
     """Options of `gaussian`."""
 
-    bandwidth: float | tuple[float, ...] | None = None
-    """Width σ, or one for each head; by default √(head size), the spread of standardised data."""
+    bandwidth: Width | tuple[Width, ...] | None = None
+    """Width σ, or one for each head; by default (head size)^¼, as sharp as dot products."""
+
+    @field_validator("bandwidth", mode="wrap")
+    @classmethod
+    def _explain(cls, value: Any, validate: Any) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            # Its own text is about each form of the option by itself.
+            raise ValueError("a number greater than 0, or one for each head") from None
 
     @model_validator(mode="after")
     def _check_bandwidth(self) -> Self:
-        widths = self.bandwidth if isinstance(self.bandwidth, tuple) else (self.bandwidth,)
-        for width in widths:
-            if width is not None and not width > 0:
-                raise ValueError("bandwidth: every width must be greater than 0")
         if isinstance(self.bandwidth, tuple) and len(self.bandwidth) != self.heads:
             raise ValueError(f"bandwidth: one number, or {self.heads}, one for each head")
         return self
@@ -52,14 +61,14 @@ class GaussianConfig(StreamingConfig):
 class SoftmaxOneConfig(ScaledConfig):
     """Options of `softmax-one`."""
 
-    sink: float = 0.0
+    sink: float = Field(default=0.0, ge=-10_000, le=10_000)
     """Initial score of the learned sink of each head; 0 adds 1 to the denominator."""
 
 
 class SigmoidConfig(ScaledConfig):
     """Options of `sigmoid`."""
 
-    offset: float | None = None
+    offset: float | None = Field(default=None, ge=-10_000, le=10_000)
     """Added to the scores; −ln(number of keys) by default, which starts near the soft-max."""
 
 
@@ -73,8 +82,8 @@ class ReluSquaredConfig(ScaledConfig):
 class SoftpickConfig(ScaledConfig):
     """Options of `softpick`."""
 
-    epsilon: float = Field(default=1e-6, ge=0, lt=1)
-    """Added to the denominator."""
+    epsilon: float = Field(default=1e-6, ge=1e-12, lt=1)
+    """Added to the denominator, so that a row of zero scores has one."""
 
 
 class SparsemaxConfig(ScaledConfig):

@@ -14,12 +14,29 @@ if TYPE_CHECKING:
 
 
 class Sigmoid(StreamingMechanism):
-    """Each weight by itself.
+    """Each key is let through by itself: keys do not compete.
 
-        σ(scale · q·kᵀ + offset) v,   offset = −ln(number of keys)
+        σ(scale · q·kᵀ + offset) v
 
-    Keys do not compete, so a row's weights need not sum to 1. Ramapuram et al., Theory, analysis,
-    and best practices for sigmoid self-attention, arXiv:2409.04431.
+    where scale is 1/√(head size) and offset is −ln(keys) unless given, with which the weights of a
+    row first sum to about 1. The number of keys is that of the call, masked ones included. Nothing
+    makes the weights of a row sum to 1.
+
+    O(n² d) time, O(n d) memory.
+
+    References
+    ----------
+    Ramapuram et al., Theory, analysis, and best practices for sigmoid self-attention,
+    arXiv:2409.04431.
+
+    Examples
+    --------
+    With one key the offset is 0:
+
+    >>> import polyattn as pa
+    >>> sigmoid = pa.create("sigmoid", dim=1)
+    >>> sigmoid([1.0], [[0.0]], [[1.0]])
+    array([0.5])
     """
 
     normaliser = "elementwise"
@@ -32,12 +49,28 @@ class Sigmoid(StreamingMechanism):
 
 
 class ReluSquared(StreamingMechanism):
-    """Squared rectified scores.
+    """Squared positive scores: no exponential, and exact zeros.
 
         relu(scale · q·kᵀ)² / n v
 
-    where n is the number of keys. Hua et al., Transformer quality in linear time,
-    arXiv:2202.10447; division by n as in arXiv:2309.08586.
+    where scale is 1/√(head size) unless given, and n is the number of keys of the call, masked ones
+    included; 1 with `mean=False`.
+
+    O(n² d) time, O(n d) memory.
+
+    References
+    ----------
+    The square: Hua et al., Transformer quality in linear time, arXiv:2202.10447, who divide by n
+    inside of it: `scale=1/n, mean=False`. The division of the weights, which keeps outputs of one
+    size at any length: Wortsman et al., Replacing softmax with ReLU in vision transformers,
+    arXiv:2309.08586.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> attention = pa.create("relu-squared", dim=1)
+    >>> attention([1.0], [[-3.0], [2.0]], np.eye(2))
+    array([0., 2.])
     """
 
     normaliser = "elementwise"

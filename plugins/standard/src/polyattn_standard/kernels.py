@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from polyattn_core.simd.mathematics import sigmoid
 from polyattn_core.simd.rules import score_rule, squared_norm
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array, merge_heads, split_heads
 from polyattn_core.errors import ParameterError, ShapeError
 from polyattn_core.mechanism import Call, Gradients, Pullback
@@ -19,24 +20,44 @@ _INPUTS = ("query", "key", "value")
 
 
 class MultiHead(ScaledDotProduct):
-    """Heads with learned projections in and out.
+    """A layer of the transformer: heads with learned projections in and out.
 
-        concatₕ softmax((x_q W_q)(x_k W_k)ᵀ/√d) (x_v W_v) · W_o
+        concatₕ softmax(scale · (x_q W_qᵀ)(x_k W_kᵀ)ᵀ) (x_v W_vᵀ) · W_oᵀ
 
-    Inputs have width `dim`, whatever `kv_heads`: the projections make `heads` queries and `kv_heads`
-    keys and values of it. The parameters are `query.weight` (dim, dim), `key.weight` and
-    `value.weight` (kv_heads · head size, dim), `output.weight` (dim, dim), in the (out, in) layout
-    of torch, and the biases `query.bias` … `output.bias`.
+    where each of `heads` heads has its part of the projections, and scale is 1/√(head size). With
+    `kv_heads` fewer keys and values are projected, each for a group of heads.
 
-    O(n² dim + n dim²) time, O(n dim) memory. Vaswani et al., arXiv:1706.03762; grouped heads, Ainslie
-    et al., arXiv:2305.13245.
+    O(n² dim + n dim²) time, O(n dim) memory.
+
+    Queries, keys and values are (…, tokens, dim), whatever `kv_heads`, and so is the output. By
+    heads, the inputs are that split into `heads` heads *before* the projections. A query that sees
+    nothing attends to 0 and gets `output.bias`.
+
+    The parameters are in torch's layout, (out, in): `query.weight` (dim, dim), `key.weight` and
+    `value.weight` (kv_heads · head size, dim), `output.weight` (dim, dim), and with `bias` one
+    vector each, `query.bias` … `output.bias`. They start at random (Glorot), the same for every
+    instance until `initialise` is called with a seed; the vectors start at 0.
+
+    Raises
+    ------
+    ShapeError
+        By calls, where the width of keys or values is not `dim`.
+
+    References
+    ----------
+    Vaswani et al., Attention is all you need, arXiv:1706.03762; grouped heads: Ainslie et al., GQA,
+    arXiv:2305.13245.
 
     Examples
     --------
     >>> import numpy as np, polyattn as pa
     >>> x = np.random.default_rng(0).normal(size=(2, 5, 8))
-    >>> pa.create("multi-head", dim=8, heads=2)(x).shape
+    >>> layer = pa.create("multi-head", dim=8, heads=4, kv_heads=2, causal=True)
+    >>> layer.initialise(7)
+    >>> layer(x).shape
     (2, 5, 8)
+    >>> layer.parameters["key.weight"].shape
+    (4, 8)
     """
 
     def __init__(self, config: MultiHeadConfig, *, spec: MechanismSpec) -> None:
@@ -59,6 +80,12 @@ class MultiHead(ScaledDotProduct):
     def load_torch(self, state: Mapping[str, Any]) -> None:
         """Take the weights of a `torch.nn.MultiheadAttention` from its `state_dict()`.
 
+        Parameters
+        ----------
+        state
+            Names and arrays, or tensors on the CPU: `in_proj_weight`, `out_proj.weight` and, with
+            `bias`, `in_proj_bias`, `out_proj.bias`.
+
         Raises
         ------
         ParameterError
@@ -74,7 +101,7 @@ class MultiHead(ScaledDotProduct):
         arrays: dict[str, Array] = {}
         for kind in ("weight", "bias") if self.config.bias else ("weight",):
             together = np.asarray(state[f"in_proj_{kind}"])
-            if len(together) != 3 * self.config.dim:
+            if together.shape[:1] != (3 * self.config.dim,):
                 raise ParameterError(
                     f"in_proj_{kind}", together.shape, f"{3 * self.config.dim} rows"
                 )
@@ -86,12 +113,12 @@ class MultiHead(ScaledDotProduct):
 
     def _forward(self, call: Call) -> Array:
         inner, _ = self._projected(call)
-        return self._output(super()._forward(inner), call)
+        return self._output(super()._forward(inner))
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         inner, _ = self._projected(call)
         output, found = super()._observe(inner, wanted)
-        return self._output(output, call), found
+        return self._output(output), found
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         inner, inputs = self._projected(call)
@@ -112,7 +139,7 @@ class MultiHead(ScaledDotProduct):
             learned = {**found.parameters, **parameters}
             return Gradients(d_query, d_key, d_value, found.bias, learned)
 
-        return self._output(attended, call), pullback
+        return self._output(attended), pullback
 
     def _projected(self, call: Call) -> tuple[Call, dict[str, Array]]:
         """The call with projected inputs, and the merged inputs."""
@@ -120,7 +147,9 @@ class MultiHead(ScaledDotProduct):
         for name in _INPUTS:
             array = getattr(call, name)
             if array.shape[3] != config.head_dim:
-                raise ShapeError(name, array.shape, f"head size {config.head_dim}")
+                raise ShapeError(
+                    name, array.shape, f"head size {config.head_dim}, as dim= and heads= say"
+                )
         inputs = {name: merge_heads(getattr(call, name)) for name in _INPUTS}
         heads = {"query": config.heads, "key": config.key_heads, "value": config.key_heads}
         projected: dict[str, Any] = {
@@ -129,12 +158,15 @@ class MultiHead(ScaledDotProduct):
         }
         return replace(call, **projected), inputs
 
-    def _output(self, attended: Array, call: Call) -> Array:
-        return split_heads(self._affine("output", merge_heads(attended)), self.config.heads, "output")
+    def _output(self, attended: Array) -> Array:
+        projected = self._affine("output", merge_heads(attended))
+        return split_heads(projected, self.config.heads, "output")
 
     def _affine(self, name: str, array: Array) -> Array:
         weight = self.parameters[f"{name}.weight"].astype(array.dtype, copy=False)
-        result = array @ weight.T
+        # Tokens that are hidden may hold anything; a warning about them would mislead.
+        with np.errstate(invalid="ignore", over="ignore"):
+            result = array @ weight.T
         if self.config.bias:
             result += self.parameters[f"{name}.bias"].astype(array.dtype, copy=False)
         return np.asarray(result)
@@ -143,7 +175,10 @@ class MultiHead(ScaledDotProduct):
         self, name: str, array: Array, gradient: Array, parameters: dict[str, Array]
     ) -> Array:
         flat = gradient.reshape(-1, gradient.shape[-1])
-        parameters[f"{name}.weight"] = flat.T @ array.reshape(-1, array.shape[-1])
+        # Hidden tokens have no gradient, and 0 · NaN must not make them one.
+        live = np.any(flat, axis=1, keepdims=True)
+        seen = np.where(live, array.reshape(-1, array.shape[-1]), 0)
+        parameters[f"{name}.weight"] = flat.T @ seen
         if self.config.bias:
             parameters[f"{name}.bias"] = flat.sum(axis=0)
         weight = self.parameters[f"{name}.weight"].astype(array.dtype, copy=False)

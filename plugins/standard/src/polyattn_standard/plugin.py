@@ -5,6 +5,7 @@ from __future__ import annotations
 from polyattn_core.hooks import API_VERSION, hookimpl
 from polyattn_core.spec import (
     Capabilities,
+    ConformanceCase,
     MechanismSpec,
     PluginInfo,
     PresetSpec,
@@ -62,12 +63,12 @@ MECHANISMS = (
     _spec(
         "multi-head",
         "Heads with learned projections in and out; grouped and multi-query by kv_heads",
-        "concatₕ softmax((x_q W_q)(x_k W_k)ᵀ/√d) (x_v W_v) · W_o",
+        "concatₕ softmax((x_q W_qᵀ)(x_k W_kᵀ)ᵀ/√d) (x_v W_vᵀ) · W_oᵀ",
         "multi_head:MultiHead",
         "MultiHeadConfig",
         "multi_head",
         ("1706.03762", "2305.13245"),
-        Capabilities(dropout=True, statistics=_SOFTMAX, parametric=True),
+        Capabilities(dropout=True, statistics=_SOFTMAX, parametric=True, value_size=False),
         aliases=("mha",),
         tags=("softmax", "needs-training"),
     ),
@@ -100,7 +101,7 @@ MECHANISMS = (
         "softmax:Gaussian",
         "GaussianConfig",
         "gaussian",
-        ("2006.04710",),
+        ("1908.11775",),
         _SOFTMAXED,
         sharpness="bandwidth",
         tags=("softmax", "geometry"),
@@ -112,7 +113,7 @@ MECHANISMS = (
         "softmax:SoftmaxOne",
         "SoftmaxOneConfig",
         "softmax_one",
-        ("2309.17453",),
+        ("2309.17453", "2508.10925"),
         Capabilities(dropout=True, statistics=_SOFTMAX, partial=True, parametric=True),
         aliases=("softmax1", "sink"),
         tags=("softmax",),
@@ -195,3 +196,23 @@ def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
 @hookimpl
 def polyattn_presets() -> list[PresetSpec]:
     return presets_from_toml(_MODULE, FAMILY)
+
+
+@hookimpl
+def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
+    projected = {"check_weights_sum_values_to_the_output": "values and outputs are projected"}
+    return (
+        ConformanceCase(
+            mechanism="multi-head",
+            expected_failures={
+                **projected,
+                "check_empty_rows": "attending to nothing is projected too, to `output.bias`",
+            },
+        ),
+        ConformanceCase(
+            mechanism="multi-head",
+            name="without-vectors",
+            options={"bias": False},
+            expected_failures=projected,
+        ),
+    )

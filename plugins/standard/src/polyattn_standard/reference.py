@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from polyattn_core.reference import adjusted_scores, repeat_heads, rotated
 
 Array = npt.NDArray[np.float64]
@@ -105,7 +106,7 @@ def gaussian(
     config: Any, parameters: Parameters | None = None,
 ) -> Array:  # fmt: skip
     """softmax(−‖q − k‖²/(2σ²)) v."""
-    width = config.bandwidth if config.bandwidth is not None else query.shape[-1] ** 0.5
+    width = config.bandwidth if config.bandwidth is not None else query.shape[-1] ** 0.25
     sharpness = np.reshape(1 / (2 * np.square(width)), (-1, 1, 1))
     return _by_distance(query, key, value, mask, bias, config, parameters, sharpness)
 

@@ -1,14 +1,20 @@
-"""Mechanisms that differ from the transformer's attention in their score alone."""
+"""Mechanisms that differ from the transformer's attention in their score alone.
+
+All are called and raise errors like :meth:`polyattn_core.mechanism.Mechanism.attend`: queries
+(…, heads, queries, head size), keys and values (…, key heads, keys, head size); called as a model's
+layer, (…, tokens, dim).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call
+from polyattn_core.positions import Rope
 from polyattn_core.streaming import StreamingMechanism
 
 if TYPE_CHECKING:
@@ -18,28 +24,54 @@ if TYPE_CHECKING:
 
 
 class ScaledDotProduct(StreamingMechanism):
-    """The attention of the transformer.
+    """The attention of the transformer: values averaged by how well keys match the query.
 
-        softmax(scale · q·kᵀ) v,   scale = 1/√d
+        softmax(scale · q·kᵀ) v
 
-    O(n² d) time, O(n d) memory. Vaswani et al., Attention is all you need, arXiv:1706.03762.
+    where scale is 1/√(head size) unless given. With independent coordinates of variance 1, scores
+    then have variance 1, whatever the head size.
+
+    O(n² d) time, O(n d) memory: scores are computed a tile at a time and never kept.
+
+    References
+    ----------
+    Vaswani et al., Attention is all you need, arXiv:1706.03762.
 
     Examples
     --------
+    A single query, keys one number long, values that show the weights:
+
     >>> import numpy as np, polyattn as pa
-    >>> x = np.random.default_rng(0).normal(size=(5, 8))
-    >>> pa.create("scaled-dot-product", dim=8, heads=2)(x).shape
-    (5, 8)
+    >>> attention = pa.create("scaled-dot-product", dim=1)
+    >>> attention([1.0], [[0.0], [np.log(2)], [np.log(5)]], np.eye(3))
+    array([0.125, 0.25 , 0.625])
     """
 
 
 class Cosine(StreamingMechanism):
-    """The angle between query and key.
+    """The angle between query and key decides, their lengths do not.
 
         softmax(g · q̂·k̂) v,   x̂ = x / max(‖x‖, ε)
 
-    where g is a learned gain of each head (parameter `gain`). Scores stay within ±g whatever the
-    lengths of the vectors. Henry et al., Query-key normalization, arXiv:2010.04245.
+    where g is a learned gain of each head: the parameter `gain` (heads,), which starts at `scale`.
+    Scores stay within ±g, so that no head saturates because vectors grew. Rotary positions turn
+    the unit vectors.
+
+    O(n² d) time, O(n d) memory.
+
+    References
+    ----------
+    Henry et al., Query-key normalization for transformers, arXiv:2010.04245.
+
+    Examples
+    --------
+    Keys ten times longer change nothing:
+
+    >>> import numpy as np, polyattn as pa
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 8))
+    >>> cosine = pa.create("cosine", dim=8, heads=2, scale=4.0)
+    >>> np.allclose(cosine(query, key, value), cosine(query, 10 * key, value))
+    True
     """
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
@@ -72,23 +104,43 @@ class Cosine(StreamingMechanism):
 
 
 def _unit(array: Array, epsilon: float) -> tuple[Array, Array]:
-    length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
-    return array / np.maximum(length, epsilon), length
+    # Hidden keys may hold anything; a warning about them would mislead.
+    with np.errstate(invalid="ignore", over="ignore"):
+        length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
+        return array / np.maximum(length, epsilon), length
 
 
 def _unit_pullback(gradient: Array, unit: Array, length: Array, epsilon: float) -> Array:
+    # Hidden vectors have no gradient, and 0 · NaN must not make them one.
+    live = np.any(gradient, axis=-1, keepdims=True)
+    unit, length = np.where(live, unit, 0), np.where(live, length, 1)
     along = np.einsum("...d,...d->...", gradient, unit)[..., None]
     tangent = gradient - np.where(length > epsilon, along, 0) * unit
     return np.asarray(tangent / np.maximum(length, epsilon))
 
 
 class L2(StreamingMechanism):
-    """Squared Euclidean distance.
+    """The nearer a key, the more it weighs.
 
-        softmax(−scale · ‖q − k‖²) v,   scale = 1/√d
+        softmax(−scale · ‖q − k‖²) v
 
-    Unlike the dot product it is Lipschitz where queries and keys share their projection. Kim et
-    al., The Lipschitz constant of self-attention, arXiv:2006.04710.
+    where scale is 1/√(head size) unless given. Unlike dot products, distances give a Lipschitz
+    continuous self-attention where queries and keys share their projection.
+
+    O(n² d) time, O(n d) memory.
+
+    References
+    ----------
+    Kim et al., The Lipschitz constant of self-attention, arXiv:2006.04710.
+
+    Examples
+    --------
+    A key far away has no weight, however long it is:
+
+    >>> import numpy as np, polyattn as pa
+    >>> l2 = pa.create("l2", dim=1)
+    >>> l2([1.0], [[1.0], [2.0], [30.0]], np.eye(3)).round(3)
+    array([0.731, 0.269, 0.   ])
     """
 
     def _scale(self, call: Call) -> float:
@@ -102,30 +154,90 @@ class L2(StreamingMechanism):
 
         return [(squared_distance, (self._sharpness(call),))]
 
+    def _transform(self, query: Array, key: Array) -> tuple[Array, Array, Any]:
+        # The kernel has ‖q‖² + ‖k‖² − 2 q·k, which loses its digits far from the origin. Distances
+        # stay the same when everything moves, so it moves there. Unless it is to be rotated, which
+        # is about the origin as it was.
+        if isinstance(self.config.position, Rope):
+            return query, key, None
+        centre = _middle(query, key.shape[1])
+        group = query.shape[1] // key.shape[1]
+        return query - np.repeat(centre, group, axis=1), key - centre, None
+
+
+def _middle(query: Array, key_heads: int) -> Array:
+    """A point amid the queries of each key head, (batch, key heads, 1, size).
+
+    Of the queries, because hidden keys must not matter; their median, because a few wild ones
+    should not; of some of them, because it need not be exact.
+    """
+    few = query[:, :, :: max(1, query.shape[2] // 32)]
+    few = few.reshape((len(query), key_heads, -1, query.shape[3]))
+    half = few.shape[2] // 2
+    return np.partition(np.where(np.isfinite(few), few, 0), half, axis=2)[:, :, half : half + 1]
+
 
 class Gaussian(L2):
-    """A Gaussian kernel of a chosen width.
+    """Values smoothed by a Gaussian kernel around the query.
 
         softmax(−‖q − k‖² / (2σ²)) v
 
-    With σ² = √d / 2 it is `l2`. A width for each head makes heads look near and far.
+    where the width σ is the option `bandwidth`, one for all heads or one for each: heads may look
+    near and far. By default σ² = √(head size), which gives
+
+        −‖q − k‖² / (2σ²) = q·k/√d − ‖q‖²/(2√d) − ‖k‖²/(2√d)
+
+    that is, scaled dot-product attention with a penalty on long keys, and exactly that attention
+    where keys are equally long. σ² = √d / 2 gives `l2`. This is the Nadaraya–Watson estimator of
+    statistics: to smooth data with it, choose the width by the data.
+
+    O(n² d) time, O(n d) memory.
+
+    References
+    ----------
+    Tsai et al., Transformer dissection: a unified understanding of transformer's attention via the
+    lens of kernel, arXiv:1908.11775.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> x = np.linspace(0, 6, 61)[:, None]
+    >>> smooth = pa.create("gaussian", dim=1, bandwidth=0.1)(x, x, np.sin(x))
+    >>> bool(abs(smooth - np.sin(x)).max() < 0.1)
+    True
     """
 
     def _sharpness(self, call: Call) -> Any:
         width = self.config.bandwidth
-        width = math.sqrt(call.query.shape[-1]) if width is None else width
+        if width is None:
+            return 0.5 / np.sqrt(call.query.shape[-1])
         return 0.5 / np.square(np.asarray(width, np.float64))
 
 
 class SoftmaxOne(StreamingMechanism):
-    """Soft-max with a learned sink.
+    """Soft-max with a learned sink: a head that finds nothing may attend to nothing.
 
         eˢ / (e^sink + Σ eˢ) v,   s = scale · q·kᵀ
 
-    The weights of a row sum to less than 1: what is left goes to the sink, which has no value. With
-    the initial sink of 0 this is the "soft-max one". The parameter is `sink` (heads). Xiao et al.,
-    Efficient streaming language models with attention sinks, arXiv:2309.17453, section 3.3;
-    a learned sink score for each head is used by gpt-oss.
+    where the sink is the score of one more key that has no value: the parameter `sink` (heads,).
+    At its initial 0 it adds 1 to the denominator. The weights of a row sum to less than 1.
+
+    O(n² d) time, O(n d) memory.
+
+    References
+    ----------
+    Miller, Attention is off by one (2023), as the zero sink of Xiao et al., Efficient streaming
+    language models with attention sinks, arXiv:2309.17453, section 3.3; with a learned sink for
+    each head, OpenAI, gpt-oss model card, arXiv:2508.10925.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> attention = pa.create("softmax-one", dim=1)
+    >>> attention([1.0], [[0.0], [np.log(2)]], np.eye(2))
+    array([0.25, 0.5 ])
+    >>> attention([1.0], [[-9.0], [-9.0]], np.eye(2)).round(4)
+    array([0.0001, 0.0001])
     """
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:

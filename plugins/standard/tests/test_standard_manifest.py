@@ -1,0 +1,94 @@
+"""The manifest says what is there, and presets are what their sources say."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyattn_registry
+from polyattn_core.spec import resolve
+from polyattn_standard.plugin import MECHANISMS, polyattn_presets
+
+Create = Callable[..., Any]
+
+README = Path(__file__).parents[1] / "README.md"
+PRESETS = {preset.name: preset for preset in polyattn_presets()}
+
+
+@pytest.mark.parametrize("spec", MECHANISMS, ids=lambda spec: spec.name)
+def test_spec(spec: Any) -> None:
+    factory = resolve(spec.factory)
+    assert spec.papers
+    text = factory.__doc__
+    for paper in spec.papers:
+        assert f"arXiv:{paper}" in text
+    for heading in ("References", "Examples"):
+        assert f"{heading}\n    ---" in factory.__doc__
+    assert "O(" in factory.__doc__
+    assert spec.sharpness in resolve(spec.config).model_fields
+
+
+SIZES = {  # layers are dim, heads, head size
+    "bert-base": (768, 12, 64),
+    "gpt2": (768, 12, 64),
+    "vit-base": (768, 12, 64),
+    "t5-base": (768, 12, 64),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(create: Create, name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.source
+    assert preset.summary
+    mechanism = create(preset.mechanism, **preset.options)
+    config = mechanism.config
+    assert (config.dim, config.heads, config.head_dim) == SIZES[name]
+    x = np.random.default_rng(0).standard_normal((6, config.dim), np.float32)
+    assert np.isfinite(mechanism(x)).all()
+
+
+def test_what_sets_presets_apart(create: Create) -> None:
+    gpt2, t5 = (create("multi-head", **PRESETS[name].options) for name in ("gpt2", "t5-base"))
+    x = np.random.default_rng(0).standard_normal((6, 768), np.float32)
+    later = np.concatenate((x[:5], 2 * x[5:]))
+    np.testing.assert_array_equal(gpt2(x)[:5], gpt2(later)[:5])
+    assert not np.allclose(t5(x)[:5], t5(later)[:5])
+    assert t5.config.scale == 1.0
+    assert set(t5.parameters) == {
+        "query.weight", "key.weight", "value.weight", "output.weight", "position.table",
+    }  # fmt: skip
+
+
+# ---- the README ----
+
+
+def test_readme_lists_every_mechanism_and_preset() -> None:
+    text = README.read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z0-9-]+)`", text, re.MULTILINE)
+    assert sorted(rows) == sorted([*(spec.name for spec in MECHANISMS), *PRESETS])
+    for spec in MECHANISMS:
+        for paper in spec.papers:
+            assert paper in text
+
+
+def test_examples_of_the_readme() -> None:
+    if not polyattn_registry.available(family="standard"):
+        pytest.skip("polyattn-standard is on the path, but not installed, so not found by name")
+    # Everything else becomes empty lines, so that a failure names the line.
+    parts = re.split(r"^```(?:pycon)?$", README.read_text("utf-8"), flags=re.MULTILINE)
+    source = "".join(
+        part if ">>> " in part else "\n" * part.count("\n") for part in parts
+    )  # fmt: skip
+    examples = doctest.DocTestParser().get_doctest(source, {}, README.name, str(README), 0)
+    assert examples.examples
+    report: list[str] = []
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    doctest.DocTestRunner(optionflags=flags).run(examples, out=report.append)
+    assert not report, "".join(report)

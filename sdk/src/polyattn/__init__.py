@@ -1,0 +1,115 @@
+"""Attention mechanisms for NumPy arrays, found by name among the installed plugins.
+
+>>> import numpy as np
+>>> import polyattn as pa
+>>> tokens = np.random.default_rng(0).standard_normal((2, 5, 16))
+>>> flash = pa.create("flash", dim=16, heads=4, causal=True)
+>>> flash(tokens).shape
+(2, 5, 16)
+
+==================  ==========================================================================
+``create``          a mechanism by name, with its options checked
+``attend``          the same, called once
+``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
+``plugins``         what is installed, what failed to load and why
+``register``        adds a mechanism of your own; ``prefer`` settles clashes of names
+``masks``           which keys a query may see
+``positions``       rotary embeddings and position biases
+``score_rule``      makes a small function a score rule, compiled into the kernels
+``diagnostics``     events: mechanism created, attention computed, kernel compiled …
+``errors``          all errors that are raised on purpose
+==================  ==========================================================================
+
+Importing this package imports neither NumPy nor pydantic nor Numba; the first use of what needs
+them does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from polyattn_core import errors
+from polyattn_registry import (
+    available,
+    config_schema,
+    create,
+    plugins,
+    prefer,
+    preset,
+    presets,
+    register,
+    spec,
+)
+
+from ._attend import attend, refresh
+
+if TYPE_CHECKING:
+    from polyattn_core import diagnostics, masks, positions
+    from polyattn_core.mechanism import Attention
+    from polyattn_core.simd.rules import score_rule, squared_norm
+    from polyattn_core.spec import (
+        Capabilities,
+        EntrySpec,
+        MechanismSpec,
+        PresetSpec,
+        SideInput,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attention",
+    "Capabilities",
+    "EntrySpec",
+    "MechanismSpec",
+    "PresetSpec",
+    "SideInput",
+    "attend",
+    "available",
+    "config_schema",
+    "create",
+    "diagnostics",
+    "errors",
+    "masks",
+    "plugins",
+    "positions",
+    "prefer",
+    "preset",
+    "presets",
+    "refresh",
+    "register",
+    "score_rule",
+    "spec",
+    "squared_norm",
+]
+
+_ON_FIRST_USE = {
+    "Attention": "polyattn_core.mechanism:Attention",
+    "Capabilities": "polyattn_core.spec:Capabilities",
+    "EntrySpec": "polyattn_core.spec:EntrySpec",
+    "MechanismSpec": "polyattn_core.spec:MechanismSpec",
+    "PresetSpec": "polyattn_core.spec:PresetSpec",
+    "SideInput": "polyattn_core.spec:SideInput",
+    "diagnostics": "polyattn_core.diagnostics",
+    "masks": "polyattn_core.masks",
+    "positions": "polyattn_core.positions",
+    "score_rule": "polyattn_core.simd.rules:score_rule",
+    "squared_norm": "polyattn_core.simd.rules:squared_norm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    reference = _ON_FIRST_USE.get(name)
+    if reference is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = reference.partition(":")
+    value: Any = importlib.import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

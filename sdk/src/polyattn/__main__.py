@@ -1,0 +1,5 @@
+"""``python -m polyattn``: the command line."""
+
+from .cli import main
+
+main()

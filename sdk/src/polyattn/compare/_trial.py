@@ -1,0 +1,162 @@
+"""One candidate on all splits: tuned, scored, timed; what fails stays with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from polyattn_core.arrays import Array
+from polyattn_core.errors import ConfigError, PolyattnError
+
+from . import _measure
+from ._folds import Fold
+from ._smoothers import Candidate, Smoothing
+from ._tasks import Classification, NotFiniteError, Task
+from ._tuning import Search, search, search_grid
+from .results import Metric
+from .settings import Settings
+
+PROBES = 32
+"""Queries on which a search looks for a reaction; of the keys, eight times as many."""
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What was measured of a candidate, split by split."""
+
+    candidate: Candidate
+    searches: list[Search] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    predictions: list[Array] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    memory: int = 0
+    error: str = ""
+
+
+class TimeLimitError(PolyattnError):
+    """A candidate took longer than it may."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+
+    def __str__(self) -> str:
+        return f"given up after {self.args[0]:g} s (--time-limit)"
+
+
+def run(
+    candidate: Candidate,
+    task: Task,
+    metric: Metric,
+    folds: list[Fold],
+    settings: Settings,
+    finished: Callable[[list[float]], None],
+) -> Outcome:
+    """Tune, predict, score and time a candidate on all splits.
+
+    `finished` is called once all is compiled, and after each split, with the scores so far.
+    """
+    outcome = Outcome(candidate)
+    try:
+        candidate.prepare()
+        # Compiles what has to be compiled, before the clock starts.
+        first = folds[0].validation[0]
+        smoothing = candidate.at(None)
+        smoothing.smooth(first.query, first.key, task.values(first))
+        if task.ranks:
+            smoothing.weights(first.query[:1], first.key)
+        finished([])
+        deadline = time.perf_counter() + settings.time_limit
+
+        def check_time() -> None:
+            if time.perf_counter() > deadline:
+                raise TimeLimitError(settings.time_limit)
+
+        for fold in folds:
+            # At the ends of a search scores may overflow: what is not finite is dealt with.
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                smoothing = _tuned(candidate, task, metric, fold, outcome, check_time)
+                _test(smoothing, task, fold, outcome, check_time)
+            finished(outcome.scores[metric.name])
+    except (Exception, SystemExit) as error:
+        # Whatever a plugin raises must not take the others down.
+        text = str(error).strip().partition("\n")[0]
+        known = isinstance(error, PolyattnError)
+        outcome.error = text if known else f"{type(error).__name__}: {text}"
+    return outcome
+
+
+def _tuned(
+    candidate: Candidate, task: Task, metric: Metric, fold: Fold, outcome: Outcome,
+    check_time: Callable[[], None],
+) -> Smoothing:  # fmt: skip
+    if not candidate.option or candidate.fixed:
+        outcome.searches.append(Search())
+        return candidate.at(None)
+    parts = [(part, task.values(part)) for part in fold.validation]
+    shown: dict[float, float] = {}
+
+    def loss(sharpness: float) -> float:
+        found = []
+        for part, values in parts:
+            check_time()
+            try:
+                output = candidate.at(sharpness).smooth(part.query, part.key, values)
+                prediction = task.predict(output, part)
+            except (ConfigError, NotFiniteError):
+                return math.inf
+            found.append(task.tuning(metric.name, prediction, part))
+        losses, scores = zip(*found, strict=True)
+        shown[sharpness] = float(np.mean(scores))
+        return float(np.mean(losses))
+
+    def probe(sharpness: float) -> Array | None:
+        check_time()
+        part, values = parts[0]
+        query, keys = part.query[:PROBES], slice(0, 8 * PROBES)
+        try:
+            output = candidate.at(sharpness).smooth(query, part.key[keys], values[keys])
+            return task.predict(output, part)
+        except (ConfigError, NotFiniteError):
+            return None
+
+    if candidate.grid is not None:
+        keys = min(len(part.key) for part, _ in parts)
+        found = search_grid(loss, [value for value in candidate.grid if value <= keys])
+    else:
+        found = search(loss, probe, candidate.whole)
+    # What is tuned for, in place of the loss.
+    found.curve = {value: shown[value] for value in found.curve}
+    outcome.searches.append(found)
+    return candidate.at(found.value)
+
+
+def _test(
+    smoothing: Smoothing, task: Task, fold: Fold, outcome: Outcome, check_time: Callable[[], None]
+) -> None:
+    part = fold.test
+    values = task.values(part)
+
+    def call() -> Array:
+        check_time()
+        return smoothing.smooth(part.query, part.key, values)
+
+    prediction = task.predict(call(), part)
+    times = _measure.seconds(call)
+    if not outcome.predictions:
+        outcome.memory = _measure.peak_memory(call)
+    scores = {}
+    for metric in task.metrics:
+        if metric.name == "ndcg":
+            assert isinstance(task, Classification)
+            weights = smoothing.weights(part.query, part.key)
+            scores[metric.name] = task.ranking_score(weights, part)
+        else:
+            scores[metric.name] = task.score(metric.name, prediction, part)
+    for name, score in scores.items():
+        outcome.scores.setdefault(name, []).append(score)
+    outcome.seconds.extend(times)
+    outcome.predictions.append(prediction)

@@ -1,0 +1,20 @@
+"""A mechanism that does all that it should passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from polyattn_registry import Registry
+from polyattn_testing import assert_conforms, check_mechanism
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["with parameters", "without"])
+def test_good_mechanism_passes(registry: Registry, index: int) -> None:
+    import acme_plain
+
+    spec = acme_plain.GOOD[index]
+    registry.register(spec)
+    results = check_mechanism(spec.full_name, registry=registry)
+    assert [str(result) for result in results if not result.ok] == []
+    assert sum(result.status == "passed" for result in results) > 60
+    assert_conforms(spec.full_name, checks="check_bias", registry=registry)
