@@ -150,7 +150,11 @@ def _score_product(tile: target.Tile) -> Any:
 
 
 def _value_product(tile: target.Tile) -> Any:
-    """output[d, lane] = output[d, lane] · rescale[lane] + Σ value[key, d] · weights[key, lane]."""
+    """output[d, lane] = output[d, lane] · rescale[lane] + Σ value[key, d] · weights[key, lane].
+
+    The sum is taken by itself before it is added, so that rounding errors grow with the number of
+    tiles rather than with that of keys.
+    """
     vectors = Vectors(tile.dtype, tile.lanes)
     lanes, wide = tile.lanes, tile.queries
 
@@ -174,20 +178,16 @@ def _value_product(tile: target.Tile) -> Any:
                     def place(m: int, n: int) -> Any:
                         return builder.add(row, index(m * wide + n * lanes))
 
-                    before = [
-                        [
-                            builder.fmul(vectors.load(builder, s, place(m, n), ALIGN), factors[n])
-                            for n in range(columns)
-                        ]
-                        for m in range(rows)
-                    ]
+                    zero = vectors.constant(0.0)
                     result = multiply(
                         builder, vectors, builder.gep(v, [first]), index(1), step_, w, index(wide),
-                        before, keys_, ALIGN,
+                        [[zero] * columns for _ in range(rows)], keys_, ALIGN,
                     )  # fmt: skip
                     for m in range(rows):
                         for n in range(columns):
-                            vectors.store(builder, result[m][n], s, place(m, n), ALIGN)
+                            before = vectors.load(builder, s, place(m, n), ALIGN)
+                            total = vectors.multiply_add(builder, before, factors[n], result[m][n])
+                            vectors.store(builder, total, s, place(m, n), ALIGN)
                     return nothing
 
                 _row_blocks(builder, size_, tile.accumulators // columns, [], block)
@@ -224,19 +224,19 @@ def _lane_product(tile: target.Tile) -> Any:
                         below = builder.mul(width_, index(m))
                         return builder.add(builder.add(row, below), index(n * lanes))
 
-                    before = [
-                        [vectors.load(builder, o, place(m, n)) for n in range(columns)]
-                        for m in range(rows)
-                    ]
+                    zero = vectors.constant(0.0)
                     from_row = builder.add(left_, builder.mul(first, index(wide)))
                     result = multiply(
                         builder, vectors, builder.gep(s, [from_row]), index(wide), index(1),
-                        builder.gep(s, [builder.add(right_, start)]), width_, before, queries_,
+                        builder.gep(s, [builder.add(right_, start)]), width_,
+                        [[zero] * columns for _ in range(rows)], queries_,
                         vectors.itemsize * lanes,
                     )  # fmt: skip
                     for m in range(rows):
                         for n in range(columns):
-                            vectors.store(builder, result[m][n], o, place(m, n))
+                            before = vectors.load(builder, o, place(m, n))
+                            total = builder.fadd(before, result[m][n])
+                            vectors.store(builder, total, o, place(m, n))
                     return nothing
 
                 _row_blocks(builder, keys_, tile.accumulators // columns, [], block)
@@ -295,7 +295,10 @@ def _softmax_step(tile: target.Tile) -> Any:
                 empty = builder.fcmp_ordered("==", new, lowest)
                 base = builder.select(empty, zero, new)
                 shift = builder.fmul(base, vectors.constant(-_LOG2_E))
-                rescale = vectors.exp2(builder, vectors.multiply_add(builder, old, sharp, shift))
+                # The difference first: exactly 1 where the maximum stays. One rounding error, the
+                # same at every tile, would otherwise grow with the number of tiles.
+                down = builder.fmul(builder.fsub(old, base), sharp)
+                rescale = vectors.exp2(builder, down)
                 vectors.store(builder, new, s, places[0], ALIGN)
                 vectors.store(builder, rescale, s, places[2], ALIGN)
                 vectors.store(builder, lowest, s, places[3], ALIGN)
