@@ -80,9 +80,7 @@ class Interpreter:
         seen = np.zeros(1, np.uint8)
         return self._call("classify", self._place(b, h, first, count, key, width, 0), seen)[0]
 
-    def fill(
-        self, b: int, h: int, first: int, count: int, key: int, width: int, wide: int
-    ) -> Any:
+    def fill(self, b: int, h: int, first: int, count: int, key: int, width: int, wide: int) -> Any:
         size = self.encoded.depth * width * wide
         seen = np.full(size + 64, GUARD, np.uint8)
         self._call("fill", self._place(b, h, first, count, key, width, wide), seen)
@@ -296,7 +294,7 @@ def test_predicates_take_numba_functions() -> None:
 
 def test_a_predicate_that_does_not_compile_says_where() -> None:
     def nonsense(batch: int, head: int, query: int, key: int) -> bool:
-        return open(str(key)).closed  # noqa: SIM115
+        return open(str(key)).closed
 
     with pytest.raises(KernelError, match=r"the mask predicate .*nonsense .*test_mask_lowering"):
         Predicate(nonsense).program(MaskShape((), 1, 2, 2))

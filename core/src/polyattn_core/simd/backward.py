@@ -92,9 +92,7 @@ def backward_kernel(dtype: str) -> Kernel:
                 for d in range(size):
                     x = key[b, h, k0 + i, d]
                     scratch[safe + i * size + d] = x if np.isfinite(x) else zero
-            value_product(
-                scratch, safe, size, nk, scratch, gradient, output, ones, size, active
-            )
+            value_product(scratch, safe, size, nk, scratch, gradient, output, ones, size, active)
             return
         value_product(key, at, step, nk, scratch, gradient, output, ones, size, active)
 
@@ -244,7 +242,14 @@ def backward_kernel(dtype: str) -> Kernel:
                             p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, stages,
                             seen, meta,
                         )  # fmt: skip
-                        products(value, b, key_head, nq, k0, nk, scratch, packed_out, incoming, dummy)
+                        if normaliser == ELEMENTWISE and nq < wide:
+                            # Lanes without a query: a rule may make anything of their scores.
+                            for i in range(nk):
+                                for j in range(nq, wide):
+                                    scratch[scores + i * wide + j] = zero
+                        products(
+                            value, b, key_head, nq, k0, nk, scratch, packed_out, incoming, dummy
+                        )
                         weights = scores
                         if plan[5] >= 0:
                             drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)

@@ -21,8 +21,8 @@ from .masking import (
     FULL,
     HEAD,
     KEY,
-    PARTIAL,
     KEY_COUNT,
+    PARTIAL,
     PLACE_SIZE,
     QUERY_COUNT,
     WIDE,
@@ -142,7 +142,11 @@ def decode_kernel(dtype: str) -> Kernel:
                 h, i = key_head * group + r // queries, r % queries
                 factor = zero
                 log_denominator[to, h, i] = lowest
-                if most[r] != lowest:
+                if sums[r] != sums[r]:
+                    # NaN, which no maximum sees: a row of nothing else looks empty.
+                    factor = sums[r]
+                    log_denominator[to, h, i] = sums[r]
+                elif most[r] != lowest:
                     factor = one / sums[r]
                     log_denominator[to, h, i] = most[r] + np.log(sums[r])
                 for d in range(value_size):

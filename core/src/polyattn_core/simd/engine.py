@@ -196,9 +196,7 @@ def forward(request: Request) -> State:
     first = np.zeros((batch, heads, queries), dtype)
     second = np.zeros((batch, heads, queries), dtype)
     kernel = (panel_kernel if request.normaliser in _PANEL else forward_kernel)(dtype)
-    threads.run(
-        kernel.compile(), (*_arguments(request), out, first, second), tasks, workers
-    )
+    threads.run(kernel.compile(), (*_arguments(request), out, first, second), tasks, workers)
     if request.normaliser == TOP_K:
         # Like the soft-max, the weights are taken from the denominator; the threshold is second.
         first, second = second, first
@@ -332,7 +330,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
 
 
 def _pulled_back(statistic: Statistic, vectors: Array, gradient: Array) -> Array:
-    """The pullback of a statistic; 0 for vectors that nobody saw, even where they are not finite."""
+    """The pullback of a statistic; 0 for vectors that nobody saw, finite or not."""
     with np.errstate(invalid="ignore"):
         found = statistic.pullback(vectors, gradient)
     return np.where(gradient[..., None] == 0, found.dtype.type(0), found)

@@ -30,9 +30,9 @@ def forward_kernel(dtype: str) -> Kernel:
     """The kernel ``(problem…, out, log_denominator, shift, counter)`` of a dtype.
 
     `out` (chunks · batch, heads, queries, value size) receives the output over each chunk of the
-    keys, `log_denominator` and `shift` (chunks · batch, heads, queries) what :mod:`backward` and :mod:`weights` need to recompute weights:
-    the logarithm of the soft-max denominator; or the denominator of soft-pick and the shift of
-    its exponents.
+    keys, `log_denominator` and `shift` (chunks · batch, heads, queries) what :mod:`backward` and
+    :mod:`weights` need to recompute weights: the logarithm of the soft-max denominator; or the
+    denominator of soft-pick and the shift of its exponents.
     """
     tile = target.tile(dtype)
     wide, lanes = tile.queries, tile.lanes
@@ -145,11 +145,16 @@ def forward_kernel(dtype: str) -> Kernel:
                 factor = one
                 if normaliser == SOFTPICK:
                     denominator = total_weight + numbers[2] * np.exp(-most)
-                    factor = one / denominator if denominator > zero else zero
+                    # Asked this way round, NaN is not taken for nothing.
+                    factor = zero if denominator <= zero else one / denominator
                     log_denominator[to, h, q0 + j] = denominator
                     shift[to, h, q0 + j] = most
                 elif normaliser != ELEMENTWISE:
-                    if most == lowest:
+                    if total_weight != total_weight:
+                        # NaN, which no maximum sees: a row of nothing else looks empty.
+                        factor = total_weight
+                        log_denominator[to, h, q0 + j] = total_weight
+                    elif most == lowest:
                         factor = zero
                         log_denominator[to, h, q0 + j] = lowest
                     else:
@@ -170,9 +175,7 @@ def forward_kernel(dtype: str) -> Kernel:
                     # What lies there may not be finite: 0 times it would not be 0.
                     for d in range(value_size):
                         scratch[output + d * wide + j] = zero
-            lanes_to_rows(
-                scratch, output, statistics + 2 * wide, out, to, h, q0, nq
-            )
+            lanes_to_rows(scratch, output, statistics + 2 * wide, out, to, h, q0, nq)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

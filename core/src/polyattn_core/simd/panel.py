@@ -232,7 +232,9 @@ def panel_kernel(dtype: str) -> Kernel:
                     seen[x] = np.uint8(scratch[at + x] != zero)
                 if plan[5] >= 0:
                     drop(p, b, h, q0, start + k0, nk, scratch, at)
-                accumulate(p, PARTIAL, b, h, nq, start + k0, nk, scratch, at, output, ones, safe, seen)
+                accumulate(
+                    p, PARTIAL, b, h, nq, start + k0, nk, scratch, at, output, ones, safe, seen
+                )
             for j in range(nq):
                 factor = one
                 thresholds[b, h, q0 + j] = scratch[threshold + j]

@@ -100,9 +100,7 @@ def _value_sum(vectors: Vectors, columns: int) -> Any:
 
             def strip(start: Any, count: int) -> None:
                 places = [builder.add(start, index(n * vectors.lanes)) for n in range(count)]
-                before = [
-                    builder.fmul(vectors.load(builder, o, place), factor) for place in places
-                ]
+                before = [builder.fmul(vectors.load(builder, o, place), factor) for place in places]
                 with Loop(builder, keys_, before) as loop:
                     weight = vectors.splat(builder, builder.load(builder.gep(w, [loop.i])))
                     row = builder.gep(v, [builder.mul(loop.i, step_)])

@@ -127,9 +127,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         step = key.strides[2] // key.itemsize
         at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
         active = (nq + lanes - 1) // lanes
-        score_product(
-            key, at, step, nk, scratch, queries, scores, maximum, key.shape[3], active
-        )
+        score_product(key, at, step, nk, scratch, queries, scores, maximum, key.shape[3], active)
 
     @inline
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
@@ -268,17 +266,13 @@ def score_operations(dtype: str) -> SimpleNamespace:
             clean = finite(value, b, h // group, k0, nk)
         active = (nq + lanes - 1) // lanes
         if clean:
-            value_product(
-                value, at, step, nk, scratch, weights, output, rescale, size, active
-            )
+            value_product(value, at, step, nk, scratch, weights, output, rescale, size, active)
             return
         for i in range(nk):
             for d in range(size):
                 x = value[b, h // group, k0 + i, d]
                 scratch[safe + i * size + d] = x if np.isfinite(x) else zero
-        value_product(
-            scratch, safe, size, nk, scratch, weights, output, rescale, size, active
-        )
+        value_product(scratch, safe, size, nk, scratch, weights, output, rescale, size, active)
         for i in range(nk):
             for d in range(size):
                 x = value[b, h // group, k0 + i, d]

@@ -21,8 +21,8 @@ _NAMED = {
 class Tile:
     """The shape of one tile, in the lanes-are-queries layout.
 
-    A tile is `queries` = `columns` vectors of `lanes` queries wide; how many keys deep it is, a call
-    says. `accumulators` vectors live in registers; where fewer columns are in use, more rows are.
+    A tile is `queries` = `columns` vectors of `lanes` queries wide; how many keys deep it is, a
+    call says. `accumulators` vectors live in registers: the fewer columns are in use, the more rows.
     """
 
     dtype: str

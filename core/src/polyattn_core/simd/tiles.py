@@ -159,7 +159,9 @@ def _value_product(tile: target.Tile) -> Any:
     lanes, wide = tile.lanes, tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def value_product(typing, value, at, step, keys, scratch, weights, output, rescale, size, active):  # type: ignore[no-untyped-def]  # noqa: E501
+    def value_product(
+        typing, value, at, step, keys, scratch, weights, output, rescale, size, active
+    ):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
             value_, at_, step_, keys_, scratch_, weights_, output_, rescale_, size_, active_ = args
             v = builder.gep(pointer(context, builder, signature.args[0], value_), [at_])

@@ -75,9 +75,7 @@ def _block_out(vectors: Vectors, wide: int) -> Any:
             a = pointer(context, builder, signature.args[3], array_)
             times = vectors.load(builder, s, factors_)
             columns = [
-                builder.fmul(
-                    vectors.load(builder, s, builder.add(at_, index(d * wide))), times
-                )
+                builder.fmul(vectors.load(builder, s, builder.add(at_, index(d * wide))), times)
                 for d in range(vectors.lanes)
             ]
             for j, row in enumerate(_transposed(builder, columns)):
