@@ -294,7 +294,7 @@ def test_predicates_take_numba_functions() -> None:
 
 def test_a_predicate_that_does_not_compile_says_where() -> None:
     def nonsense(batch: int, head: int, query: int, key: int) -> bool:
-        return open(str(key)).closed  # noqa: SIM115
+        return open(str(key)).closed
 
     with pytest.raises(KernelError, match=r"the mask predicate .*nonsense .*test_mask_lowering"):
         Predicate(nonsense).program(MaskShape((), 1, 2, 2))

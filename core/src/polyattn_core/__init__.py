@@ -7,6 +7,7 @@ Importing this package imports nothing else: take what you need from its modules
 ``spec``           frozen literals that describe what a plugin offers
 ``hooks``          the hook specifications (pluggy) and the version of the plugin interface
 ``diagnostics``    the event bus
+``sinks``          where events can go: logging, JSON lines
 ``resolver``       how a mechanism asks for another mechanism by name
 ``config``         base classes for configuration schemas (pydantic)
 ``masks``          masks as values with an algebra

@@ -27,7 +27,7 @@ ACCEPTED_DTYPES = "an array of float16, bfloat16, float32 or float64"
 
 def compute_dtype(dtype: np.dtype[Any], argument: str) -> np.dtype[Any]:
     """The dtype that arrays of this dtype are computed in."""
-    found = _COMPUTE.get(dtype)
+    found = _COMPUTE.get(dtype if dtype.isnative else dtype.newbyteorder("="))
     if found is not None:
         return found
     if dtype.name == "bfloat16":  # from ml_dtypes, which need not be imported to be recognised

@@ -7,8 +7,8 @@ descriptions that `polyattn info` shows, its bounds are those that errors name.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -80,19 +80,46 @@ def _explain(
     error: ValidationError, schema: type[BaseModel], options: Mapping[str, Any], mechanism: str
 ) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    names = list(schema.model_fields)
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        accepted = f"one of the options of {mechanism}: {', '.join(names)}{hint}"
-        return ConfigError(name, first["input"], accepted)
-    if first["type"] == "missing":
-        return ConfigError(name, "nothing", f"a value: {mechanism} requires it")
+    place, value, context = first["loc"], first["input"], first.get("ctx", {})
+    name = ".".join(map(str, place))
+    match first["type"]:
+        case "extra_forbidden":
+            names = list(_schema_at(schema, place[:-1]).model_fields)
+            close = difflib.get_close_matches(str(place[-1]), names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            whose = ".".join(map(str, place[:-1])) or mechanism
+            known = f"one of the options of {whose}: {', '.join(names)}"
+            return ConfigError(name, value, known + hint)
+        case "missing":
+            return ConfigError(name, "nothing", f"a value: {mechanism} requires it")
+        case "union_tag_invalid":
+            return ConfigError(name, context["tag"], f"one of {context['expected_tags']}")
+        case "union_tag_not_found":
+            return ConfigError(name, value, f"a mapping that says {context['discriminator']}")
     message = first["msg"].removeprefix("Value error, ")
-    if not name and ": " in message:
+    field, colon, rule = message.partition(": ")
+    if colon and (not place or field in _schema_at(schema, place).model_fields):
         # A cross-field rule names its field at the start of the message.
-        name, message = message.split(": ", 1)
-        return ConfigError(name, options.get(name, "its default"), f"another value: {message}")
-    message = message.removeprefix("Input should be ")
-    return ConfigError(name or mechanism, first["input"], message)
+        given = value if isinstance(value, Mapping) else options
+        path = ".".join(map(str, (*place, field)))
+        return ConfigError(path, given.get(field, "its default"), f"another value: {rule}")
+    return ConfigError(name or mechanism, value, message.removeprefix("Input should be "))
+
+
+def _schema_at(schema: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The schema that an error at this place is about; alternatives are told apart by their tag."""
+    found = [schema]
+    for part in place:
+        owner = next((model for model in found if part in model.model_fields), None)
+        if owner is not None:
+            found = list(_schemas_in(owner.model_fields[str(part)].annotation))
+        else:
+            found = [m for m in found if part in (f.default for f in m.model_fields.values())]
+    return found[0] if found else schema
+
+
+def _schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _schemas_in(argument)

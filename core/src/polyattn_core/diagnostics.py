@@ -11,10 +11,12 @@ dictionary look-up.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeVar
 
 logger = logging.getLogger("polyattn.diagnostics")
@@ -97,29 +99,29 @@ class Bus:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._subscribers: dict[type[Event], tuple[Subscriber, ...]] = {}
+        self._numbers = itertools.count()
+        self._subscribers: dict[type[Event], tuple[tuple[int, Subscriber], ...]] = {}
         self.failures: dict[Subscriber, int] = {}
 
     def subscribe(self, event: type[E], subscriber: Callable[[E], None]) -> Callable[[], None]:
         """Call `subscriber` for each event of this type or a subtype; returns an undo."""
         if not (isinstance(event, type) and issubclass(event, Event)):
             raise TypeError(f"event: got {event!r}; expected a subclass of Event")
+        if not (callable(subscriber) and isinstance(subscriber, Hashable)):
+            # Its failures are counted by itself.
+            raise TypeError(f"subscriber: got {subscriber!r}; expected a function, or hashable")
         with self._lock:
-            self._subscribers[event] = (*self._subscribers.get(event, ()), subscriber)
-        done = False
+            subscription = (next(self._numbers), subscriber)
+            self._subscribers[event] = (*self._subscribers.get(event, ()), subscription)
 
         def undo() -> None:
-            nonlocal done
             with self._lock:
-                if done:
-                    return
-                done = True
-                left = list(self._subscribers[event])
-                left.remove(subscriber)
+                before = self._subscribers.get(event, ())
+                left = tuple(one for one in before if one is not subscription)
                 if left:
-                    self._subscribers[event] = tuple(left)
+                    self._subscribers[event] = left
                 else:
-                    del self._subscribers[event]
+                    self._subscribers.pop(event, None)
 
         return undo
 
@@ -130,16 +132,17 @@ class Bus:
 
     def publish(self, event: Event) -> None:
         """Deliver an event."""
-        for base in type(event).__mro__:
-            for subscriber in self._subscribers.get(base, ()):
-                try:
-                    subscriber(event)
-                except Exception:
-                    with self._lock:
-                        count = self.failures.get(subscriber, 0) + 1
-                        self.failures[subscriber] = count
-                    if count == 1:
-                        logger.exception("a diagnostics subscriber failed; it stays subscribed")
+        subscribers = self._subscribers
+        found = [one for base in type(event).__mro__ for one in subscribers.get(base, ())]
+        for _, subscriber in sorted(found, key=itemgetter(0)):
+            try:
+                subscriber(event)
+            except Exception:
+                with self._lock:
+                    count = self.failures.get(subscriber, 0) + 1
+                    self.failures[subscriber] = count
+                if count == 1:
+                    logger.exception("a diagnostics subscriber failed; it stays subscribed")
 
 
 bus = Bus()

@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from . import diagnostics, resolver
+from . import diagnostics, kernel_events, resolver
 from .arrays import (
     Array,
     as_array,
@@ -100,6 +100,8 @@ class Observation:
 
 
 Pullback = Callable[[Array], Gradients]
+
+kernel_events.connect()
 
 
 class Mechanism(ABC):
@@ -339,6 +341,8 @@ class Mechanism(ABC):
 
     def initialise(self, rng: Any) -> None:
         """Set all parameters to fresh values from a seed or generator."""
+        if rng is None:  # which NumPy takes for a seed of its own choice
+            raise ArgumentError("rng", rng, "a seed or a numpy.random.Generator")
         self.parameters.update(self._initial_parameters(np.random.default_rng(rng)))
 
     def __repr__(self) -> str:

@@ -60,7 +60,8 @@ class Parameters(Mapping[str, Array]):
                 raise ParameterError(name, array.shape, f"shape {own.shape}")
             if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
                 raise ParameterError(name, array.dtype, "real numbers")
-            array = array.astype(own.dtype)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                array = array.astype(own.dtype)
             if not np.isfinite(array).all():
                 raise ParameterError(name, "values that are not finite", "finite numbers")
             checked[name] = array
@@ -70,7 +71,8 @@ class Parameters(Mapping[str, Array]):
         """Write to a safetensors file."""
         from safetensors.numpy import save_file
 
-        save_file({k: np.ascontiguousarray(v) for k, v in self._arrays.items()}, str(path))
+        # Not `ascontiguousarray`, which makes an axis of a single number.
+        save_file({k: np.array(v, order="C") for k, v in self._arrays.items()}, str(path))
 
     def load(self, path: str | PathLike[str]) -> None:
         """Read from a safetensors file; checks like :meth:`update`."""

@@ -55,4 +55,4 @@ class PartialState:
 
 def _weighted(output: Array, weight: Array) -> Array:
     # A part that has no weight does not count, even where its values are not finite.
-    return np.where(weight == 0, 0, output * weight)
+    return np.multiply(output, weight, out=np.zeros_like(output), where=weight != 0)

@@ -7,6 +7,7 @@ at the first key. With as many keys as queries both are the same.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -206,8 +207,8 @@ class GlobalTokens(Mask):
             _check_count("positions", self.positions, 0)
             return
         try:
-            positions = tuple(int(p) for p in self.positions)  # type: ignore[union-attr]
-        except (TypeError, ValueError):
+            positions = tuple(operator.index(p) for p in self.positions)  # type: ignore[union-attr]
+        except TypeError:
             raise MaskError(
                 "positions", self.positions, "a number of tokens, or a sequence of positions"
             ) from None

@@ -3,6 +3,7 @@
 ==============  =====================================================================
 ``target``      what this processor's vectors are, and the tile shapes that suit it
 ``jit``         the one place that decides how anything is compiled and cached
+``notices``     who is told of compilations
 ``vector``      building blocks that emit LLVM vector code
 ``tiles``       the matrix products and the soft-max step on one tile
 ``masking``     mask programs: classify a tile, fill a tile

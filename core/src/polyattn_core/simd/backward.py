@@ -51,7 +51,7 @@ def backward_kernel(dtype: str) -> Kernel:
     that they write, unless `d_bias` has one slot for several, when only one thread may run.
     """
     tile = target.tile(dtype)
-    wide, lanes, tall = tile.queries, tile.lanes, tile.rows
+    wide, lanes = tile.queries, tile.lanes
     number = np.dtype(dtype).type
     zero, one = number(0), number(1)
     ops, scores_of, weights_of = (
@@ -66,9 +66,7 @@ def backward_kernel(dtype: str) -> Kernel:
         scores_of.visible_keys,
     )
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
-    value_product, value_product_1 = ops.value_product, ops.value_product_1
-    lane_product, lane_product_1 = ops.lane_product, ops.lane_product_1
-    narrow, narrow_1 = ops.lane_product_narrow, ops.lane_product_narrow_1
+    value_product, lane_product = ops.value_product, ops.lane_product
 
     @inline
     def lay_rows(array, b, h, first, count, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
@@ -84,59 +82,19 @@ def backward_kernel(dtype: str) -> Kernel:
                 scratch[to + j * padded + d] = x * factor
 
     @inline
-    def add_outer(scratch, left, right, out, at, nk, padded):  # type: ignore[no-untyped-def]
-        """out[key, :] += left[key, lanes] · right[lanes, :] for the keys of a tile."""
-        d = 0
-        while d + wide <= padded:
-            i = 0
-            while i + tall <= nk:
-                lane_product(
-                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
-                )
-                i += tall
-            while i < nk:
-                lane_product_1(
-                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
-                )
-                i += 1
-            d += wide
-        while d < padded:
-            i = 0
-            while i + tall <= nk:
-                narrow(
-                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
-                )
-                i += tall
-            while i < nk:
-                narrow_1(
-                    scratch, left + i * wide, right + d, padded, out, at + i * padded + d, padded
-                )
-                i += 1
-            d += lanes
-
-    @inline
-    def to_query(key, found, b, h, k0, nk, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
+    def to_query(key, found, b, h, nq, k0, nk, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
         """output[d, lane] += key[:, d] · gradient[:, lane]."""
         step = key.strides[2] // key.itemsize
         at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
-        size = key.shape[3]
+        size, active = key.shape[3], (nq + lanes - 1) // lanes
         if found == PARTIAL and not finite(key, b, h, k0, nk):
             for i in range(nk):
                 for d in range(size):
                     x = key[b, h, k0 + i, d]
                     scratch[safe + i * size + d] = x if np.isfinite(x) else zero
-            for d in range(size):
-                value_product_1(
-                    scratch, safe + d, size, scratch, gradient, output + d * wide, ones, nk
-                )
+            value_product(scratch, safe, size, nk, scratch, gradient, output, ones, size, active)
             return
-        d = 0
-        while d + tall <= size:
-            value_product(key, at + d, step, scratch, gradient, output + d * wide, ones, nk)
-            d += tall
-        while d < size:
-            value_product_1(key, at + d, step, scratch, gradient, output + d * wide, ones, nk)
-            d += 1
+        value_product(key, at, step, nk, scratch, gradient, output, ones, size, active)
 
     @inline
     def slope(normaliser, weight):  # type: ignore[no-untyped-def]
@@ -244,6 +202,7 @@ def backward_kernel(dtype: str) -> Kernel:
                 h = key_head * group + x % group
                 q0 = x // group * wide
                 nq = min(wide, queries - q0)
+                active = (nq + lanes - 1) // lanes
                 start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
                 low, high = max(start, chunk * span), min(stop, (chunk + 1) * span)
                 if low >= high:
@@ -280,10 +239,17 @@ def backward_kernel(dtype: str) -> Kernel:
                             for y in range(nk * wide):
                                 scratch[final + y] = scratch[scores + y]
                         recompute(
-                            p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, stages,
+                            p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, stages,
                             seen, meta,
                         )  # fmt: skip
-                        products(value, b, key_head, k0, nk, scratch, packed_out, incoming, dummy)
+                        if normaliser == ELEMENTWISE and nq < wide:
+                            # Lanes without a query: a rule may make anything of their scores.
+                            for i in range(nk):
+                                for j in range(nq, wide):
+                                    scratch[scores + i * wide + j] = zero
+                        products(
+                            value, b, key_head, nq, k0, nk, scratch, packed_out, incoming, dummy
+                        )
                         weights = scores
                         if plan[5] >= 0:
                             drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)
@@ -297,14 +263,14 @@ def backward_kernel(dtype: str) -> Kernel:
                                         scratch[deltas + j] += part * scratch[incoming + at + j]
                                         scratch[sums + j] += part
                             continue
-                        add_outer(
-                            scratch, weights, laid_out, flat_value,
+                        lane_product(
+                            scratch, weights, laid_out, active * lanes, flat_value,
                             ((b * key_heads + key_head) * keys + k0) * value_padded, nk,
                             value_padded,
                         )  # fmt: skip
                         for i in range(nk):
                             at = i * wide
-                            for j in range(wide):
+                            for j in range(nq):
                                 weight = scratch[scores + at + j]
                                 upstream = scratch[incoming + at + j]
                                 if normaliser == ELEMENTWISE:
@@ -329,6 +295,8 @@ def backward_kernel(dtype: str) -> Kernel:
                                 if normaliser != ELEMENTWISE and normaliser != SOFTPICK:
                                     result = zero if weight == zero else result
                                 scratch[incoming + at + j] = result
+                            for j in range(nq, wide):
+                                scratch[incoming + at + j] = zero
                         if normaliser == ELEMENTWISE:
                             through_rules(
                                 p, chain - 1, chain, b, h, key_head, task, q0, k0, nk, scratch,
@@ -347,12 +315,13 @@ def backward_kernel(dtype: str) -> Kernel:
                             task, q0, k0, nk, scratch, stages, incoming, rowed, d_rowed,
                             flat_columns, flat_parameters, meta,
                         )  # fmt: skip
-                        add_outer(
-                            scratch, incoming, laid, flat_key,
-                            ((b * key_heads + key_head) * keys + k0) * size_padded, nk, size_padded,
+                        lane_product(
+                            scratch, incoming, laid, active * lanes, flat_key,
+                            ((b * key_heads + key_head) * keys + k0) * size_padded, nk,
+                            size_padded,
                         )  # fmt: skip
                         to_query(
-                            key, found, b, key_head, k0, nk, scratch, incoming, to_q, ones, safe
+                            key, found, b, key_head, nq, k0, nk, scratch, incoming, to_q, ones, safe
                         )
                     if gathering:
                         for j in range(wide):

@@ -26,6 +26,8 @@ from numba.core.serialize import dumps
 
 logger = logging.getLogger("polyattn.cache")
 
+_DIGEST = hashlib.sha256().digest_size
+
 
 def base_folder() -> Path:
     """Where compiled kernels are kept: POLYATTN_CACHE_DIR, or the user's cache folder."""
@@ -98,16 +100,21 @@ class KernelCache(_Cache):
         target_context.refresh()
         if not self._enabled:
             return None
-        file = self._file(sig, target_context.codegen().magic_tuple())
         try:
-            payload = pickle.loads(file.read_bytes())
+            file = self._file(sig, target_context.codegen().magic_tuple())
+            content = file.read_bytes()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            self._report(f"cannot read {file}: {error}")
+        except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
+            self._report(f"cannot read them: {error}")
             return None
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
-            # A file that another program damaged: compile anew and replace it.
+        # Machine code that is not what was written would bring the process down.
+        if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+            logger.warning("%s is damaged: the kernel is compiled anew", file)
+            return None
+        try:
+            payload = pickle.loads(content[_DIGEST:])
+        except (pickle.UnpicklingError, AttributeError, ImportError) as error:
             self._report(f"cannot load {file}: {error}")
             return None
         self.hits += 1
@@ -116,20 +123,21 @@ class KernelCache(_Cache):
     def save_overload(self, sig: Any, data: Any) -> None:
         if not self._enabled:
             return
-        file = self._file(sig, data.codegen.magic_tuple())
         try:
+            file = self._file(sig, data.codegen.magic_tuple())
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
             try:
+                content = dumps(data._reduce())
                 with os.fdopen(handle, "wb") as stream:
-                    stream.write(dumps(data._reduce()))
+                    stream.write(hashlib.sha256(content).digest() + content)
                 os.replace(name, file)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(name)
                 raise
-        except OSError as error:
-            self._report(f"cannot write to {file.parent}: {error}")
+        except (OSError, RuntimeError) as error:
+            self._report(f"cannot write them: {error}")
 
     def _report(self, problem: str) -> None:
         if not KernelCache.problem:

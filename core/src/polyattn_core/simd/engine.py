@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from . import masking, target, threads
 from .backward import backward_kernel
+from .decode import decode_kernel
 from .forward import forward_kernel
+from .jit import Kernel
 from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
 from .rules import EncodedRules, ScoreRule, Statistic, encode_rules
@@ -30,6 +32,9 @@ NORMALISERS = {
 }
 _PANEL = (SPARSEMAX, ENTMAX15, TOP_K)
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
+_FEW_ROWS = 8  # query rows of a key head up to which each row by itself is faster than a tile
+_DECODE_BLOCK = 256  # keys
+_LEAST_CHUNK = 512  # keys, below which a chunk is not worth its merge
 _BIAS_SLOTS = 1 << 26  # bytes that separate sums of the bias gradient may take
 
 
@@ -111,7 +116,7 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     plan[3] = request.mask_keys or key.shape[2]
     plan[4], plan[5], plan[6] = mask.depth, request.seed, request.top
     plan[7] = request.bias is not None or request.relative is not None
-    plan[11] = request.block
+    plan[11], plan[12] = request.block, 1
     if mask.depth:
         code = masking.interpreter()
         plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
@@ -177,19 +182,67 @@ def forward(request: Request) -> State:
     query = request.query
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
+    workers = _threads(request)
+    tasks = batch * heads * -(-queries // target.tile(dtype).queries)
+    if request.normaliser == SOFTMAX and not request.rules and request.seed < 0:
+        shared = heads // request.key.shape[1] * queries
+        plain = request.bias is None and request.relative is None
+        if plain and shared <= _FEW_ROWS and request.key.shape[2] >= _LEAST_CHUNK:
+            return _forward_in_chunks(request, batch * request.key.shape[1], workers, decode_kernel)
+    if workers > 1 and tasks < workers and request.normaliser == SOFTMAX:
+        return _forward_in_chunks(request, tasks, workers, forward_kernel)
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
     first = np.zeros((batch, heads, queries), dtype)
     second = np.zeros((batch, heads, queries), dtype)
-    panel = request.normaliser in _PANEL
-    kernel = (panel_kernel if panel else forward_kernel)(dtype)
-    blocks = -(-queries // target.tile(dtype).queries)
-    arguments = (*_arguments(request), out, first, second)
-    threads.run(kernel.compile(), arguments, batch * heads * blocks, _threads(request))
+    kernel = (panel_kernel if request.normaliser in _PANEL else forward_kernel)(dtype)
+    threads.run(kernel.compile(), (*_arguments(request), out, first, second), tasks, workers)
     if request.normaliser == TOP_K:
         # Like the soft-max, the weights are taken from the denominator; the threshold is second.
         first, second = second, first
     return State(out, first, second)
+
+
+def _forward_in_chunks(
+    request: Request, tasks: int, workers: int, make: Callable[[str], Kernel]
+) -> State:
+    """Few queries, many keys: chunks of the keys apart from each other, then one merge."""
+    query = request.query
+    dtype = _NAMES[query.dtype]
+    batch, heads, queries = query.shape[:3]
+    keys = request.key.shape[2]
+    chunks = 1
+    if tasks < 2 * workers:
+        chunks = max(1, min(-(-2 * workers // tasks), keys // _LEAST_CHUNK))
+    parts = np.empty((chunks * batch, heads, queries, request.value.shape[3]), dtype)
+    logs = np.empty((chunks * batch, heads, queries), dtype)
+    arguments = _arguments(replace(request, sink=None))
+    arguments[4][12] = chunks
+    results: tuple[Array, ...] = (parts, logs)
+    if make is decode_kernel:
+        arguments[4][11] = _DECODE_BLOCK
+    else:
+        results = (parts, logs, np.empty_like(logs))
+    threads.run(make(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
+    if chunks == 1 and request.sink is None:
+        return State(parts, logs, np.zeros_like(logs))
+    parts = parts.reshape(chunks, batch, *parts.shape[1:])
+    logs = logs.reshape(chunks, batch, heads, queries)
+    most = logs.max(axis=0)
+    if request.sink is not None:
+        most = np.maximum(most, request.sink.astype(dtype)[:, None])
+    base = np.where(np.isneginf(most), 0, most)
+    weights = np.exp(logs - base)
+    total = weights.sum(axis=0)
+    if request.sink is not None:
+        total += np.exp(request.sink.astype(dtype)[:, None] - base)
+    # Chunks in which nothing is visible have output 0 and weight 0.
+    out = np.einsum("cbhq,cbhqd->bhqd", weights / np.where(total == 0, 1, total), parts)
+    with np.errstate(divide="ignore"):
+        log_denominator = base + np.log(total)
+    if request.sink is not None:
+        log_denominator = np.where(np.isneginf(logs.max(axis=0)), -np.inf, log_denominator)
+    return State(out, log_denominator, np.zeros_like(log_denominator))
 
 
 def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, Array]:

@@ -22,31 +22,33 @@ from .scores import (
     take_task,
 )
 from .tiles import tile_operations
+from .transpose import transpose_operations
 
 
 @functools.cache
 def forward_kernel(dtype: str) -> Kernel:
     """The kernel ``(problem…, out, log_denominator, shift, counter)`` of a dtype.
 
-    `out` (batch, heads, queries, value size) receives the output, `log_denominator` and `shift`
-    (batch, heads, queries) what :mod:`backward` and :mod:`weights` need to recompute weights:
-    the logarithm of the soft-max denominator; or the denominator of soft-pick and the shift of
-    its exponents.
+    `out` (chunks · batch, heads, queries, value size) receives the output over each chunk of the
+    keys, `log_denominator` and `shift` (chunks · batch, heads, queries) what :mod:`backward` and
+    :mod:`weights` need to recompute weights: the logarithm of the soft-max denominator; or the
+    denominator of soft-pick and the shift of its exponents.
     """
     tile = target.tile(dtype)
-    wide = tile.queries
+    wide, lanes = tile.queries, tile.lanes
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
     softmax_step = tile_operations(dtype).softmax_step
     scores_of = score_operations(dtype)
     pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
     visible_keys = scores_of.visible_keys
+    lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     weigh, drop, accumulate = scores_of.weigh, scores_of.drop, scores_of.accumulate
 
     @inline
-    def softpick_step(scratch, scores, statistics, nk, found, seen):  # type: ignore[no-untyped-def]
+    def softpick_step(scratch, scores, statistics, nk, active, found, seen):  # type: ignore[no-untyped-def]
         """Soft-max step, then weights max(eˢ − 1, 0) with denominator Σ|eˢ − 1|, shifted alike."""
-        softmax_step(scratch, scores, statistics, nk)
+        softmax_step(scratch, scores, statistics, nk, active)
         unit, total = statistics + 3 * wide, statistics + wide
         for j in range(wide):
             scratch[unit + j] = exp(-scratch[statistics + j])
@@ -74,6 +76,9 @@ def forward_kernel(dtype: str) -> Kernel:
         value_size = value.shape[3]
         blocks = (queries + wide - 1) // wide
         total = batches * heads * blocks
+        chunks = plan[12]
+        span = (key.shape[2] + chunks - 1) // chunks
+        span = (span + deep - 1) // deep * deep
         depth = max(plan[4], 1)
         normaliser = plan[0]
 
@@ -92,13 +97,17 @@ def forward_kernel(dtype: str) -> Kernel:
 
         while True:
             task = take_task(counter)
-            if task >= total:
+            if task >= total * chunks:
                 break
+            chunk = task // total
+            task -= chunk * total
             # Late blocks first: with a causal mask they are the long ones.
             b = task // (heads * blocks)
+            to = chunk * batches + b
             h = task // blocks % heads
             q0 = (blocks - 1 - task % blocks) * wide
             nq = min(wide, queries - q0)
+            active = (nq + lanes - 1) // lanes
             pack(query, b, h, q0, nq, numbers[0], scratch, packed)
             pack_rows(rows, b, h, q0, nq, scratch, rowed)
             for x in range(value_size * wide):
@@ -109,6 +118,7 @@ def forward_kernel(dtype: str) -> Kernel:
                 scratch[statistics + 2 * wide + j] = one
                 scratch[statistics + 3 * wide + j] = lowest
             start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
+            start, stop = max(start, chunk * span), min(stop, (chunk + 1) * span)
             for k0 in range(start, stop, deep):
                 nk = min(deep, stop - k0)
                 found = score_tile(
@@ -120,13 +130,13 @@ def forward_kernel(dtype: str) -> Kernel:
                 if normaliser == ELEMENTWISE:
                     weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, -1, seen, meta)
                 elif normaliser == SOFTPICK:
-                    softpick_step(scratch, scores, statistics, nk, found, seen)
+                    softpick_step(scratch, scores, statistics, nk, active, found, seen)
                 else:
-                    softmax_step(scratch, scores, statistics, nk)
+                    softmax_step(scratch, scores, statistics, nk, active)
                 if plan[5] >= 0:
                     drop(p, b, h, q0, k0, nk, scratch, scores)
                 accumulate(
-                    p, found, b, h, k0, nk, scratch, scores, output, statistics + 2 * wide,
+                    p, found, b, h, nq, k0, nk, scratch, scores, output, statistics + 2 * wide,
                     safe, seen,
                 )  # fmt: skip
             for j in range(nq):
@@ -135,13 +145,18 @@ def forward_kernel(dtype: str) -> Kernel:
                 factor = one
                 if normaliser == SOFTPICK:
                     denominator = total_weight + numbers[2] * np.exp(-most)
-                    factor = one / denominator if denominator > zero else zero
-                    log_denominator[b, h, q0 + j] = denominator
-                    shift[b, h, q0 + j] = most
+                    # Asked this way round, NaN is not taken for nothing.
+                    factor = zero if denominator <= zero else one / denominator
+                    log_denominator[to, h, q0 + j] = denominator
+                    shift[to, h, q0 + j] = most
                 elif normaliser != ELEMENTWISE:
-                    if most == lowest:
+                    if total_weight != total_weight:
+                        # NaN, which no maximum sees: a row of nothing else looks empty.
+                        factor = total_weight
+                        log_denominator[to, h, q0 + j] = total_weight
+                    elif most == lowest:
                         factor = zero
-                        log_denominator[b, h, q0 + j] = lowest
+                        log_denominator[to, h, q0 + j] = lowest
                     else:
                         denominator = total_weight
                         extra = zero
@@ -150,17 +165,17 @@ def forward_kernel(dtype: str) -> Kernel:
                         if extra < number(1e30):
                             denominator += extra
                             factor = one / denominator
-                            log_denominator[b, h, q0 + j] = most + np.log(denominator)
+                            log_denominator[to, h, q0 + j] = most + np.log(denominator)
                         else:
                             # The sink outweighs all scores by more than the range of numbers.
                             factor = np.exp(most - sink[h])
-                            log_denominator[b, h, q0 + j] = sink[h]
+                            log_denominator[to, h, q0 + j] = sink[h]
+                scratch[statistics + 2 * wide + j] = factor
                 if factor == zero:
+                    # What lies there may not be finite: 0 times it would not be 0.
                     for d in range(value_size):
-                        out[b, h, q0 + j, d] = zero
-                else:
-                    for d in range(value_size):
-                        out[b, h, q0 + j, d] = scratch[output + d * wide + j] * factor
+                        scratch[output + d * wide + j] = zero
+            lanes_to_rows(scratch, output, statistics + 2 * wide, out, to, h, q0, nq)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

@@ -17,6 +17,7 @@ import numba
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
+from . import notices
 from .cache import KernelCache, sources_digest
 
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -24,7 +25,7 @@ FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
-listeners: list[Callable[[str, float, bool], None]] = []
+listeners = notices.listeners
 """Called with (kernel, seconds, from the cache) after each compilation or load."""
 
 _compiling = threading.RLock()
@@ -43,13 +44,13 @@ def _key(function: Callable[..., Any], tag: str) -> str:
     return f"{name} {tag} {hashlib.sha256(sources.encode()).hexdigest()[:16]}"
 
 
-def _compile(compilable: Any, key: str, name: str, compile_now: Callable[[], object]) -> None:
+def _compile(compilable: Any, key: str, compile_now: Callable[[], object]) -> tuple[float, bool]:
+    """Compile, or load; returns the seconds that took, and whether it was loaded."""
     cache = KernelCache(key)
     compilable._cache = cache
     start = time.perf_counter()
     compile_now()
-    for listener in listeners:
-        listener(name, time.perf_counter() - start, cache.hits > 0)
+    return time.perf_counter() - start, cache.hits > 0
 
 
 class Kernel:
@@ -69,16 +70,18 @@ class Kernel:
         """The compiled function; compiles it if that has not happened yet."""
         if self._dispatcher is None:
             with _compiling:
-                if self._dispatcher is None:
-                    dispatcher: Any = numba.njit(**OPTIONS)(self._function)
-                    _compile(
-                        dispatcher,
-                        _key(self._function, self._tag),
-                        self.name,
-                        lambda: dispatcher.compile(self._signature),
-                    )
-                    dispatcher.disable_compile()
-                    self._dispatcher = dispatcher
+                if self._dispatcher is not None:
+                    return self._dispatcher
+                dispatcher: Any = numba.njit(**OPTIONS)(self._function)
+                took = _compile(
+                    dispatcher,
+                    _key(self._function, self._tag),
+                    lambda: dispatcher.compile(self._signature),
+                )
+                dispatcher.disable_compile()
+                self._dispatcher = dispatcher
+            # Not under the lock: a listener may wait for another thread.
+            notices.tell(self.name, *took)
         return self._dispatcher
 
     def __call__(self, *args: Any) -> Any:
@@ -93,6 +96,6 @@ def callback(function: Callable[..., Any], signature: Any, tag: str) -> Any:
     """Compile a function to C code with an `.address`."""
     with _compiling:
         compiled: Any = CFunc(function, normalize_signature(signature), {}, OPTIONS)
-        name = f"{function.__module__}.{function.__qualname__}[{tag}]"
-        _compile(compiled, _key(function, tag), name, compiled.compile)
+        took = _compile(compiled, _key(function, tag), compiled.compile)
+    notices.tell(f"{function.__module__}.{function.__qualname__}[{tag}]", *took)
     return compiled

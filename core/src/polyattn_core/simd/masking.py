@@ -331,9 +331,10 @@ def fill(steps, integers, octets, batch, head, first, count, queries, key, width
             _call_predicate(
                 steps[i, 1], batch, head, first, count, key, width, out, top * size, wide
             )
+    # At the end, as a `not` would have turned it round.
+    for k in range(width):
         for j in range(count, wide):
-            for k in range(width):
-                tile[k * wide + j] = 0
+            out[k * wide + j] = 0
 
 
 # The place of a tile, as the interpreter is told it.

@@ -27,6 +27,7 @@ from .scores import (
     score_operations,
     take_task,
 )
+from .transpose import transpose_operations
 
 _NEWTON_STEPS = 100  # never reached: sparsemax ends after finitely many, entmax quadratically
 
@@ -66,6 +67,7 @@ def panel_kernel(dtype: str) -> Kernel:
     bit_count = 8 * np.dtype(dtype).itemsize
     scores_of = score_operations(dtype)
     pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     drop, accumulate, visible_keys = scores_of.drop, scores_of.accumulate, scores_of.visible_keys
 
     @inline
@@ -230,7 +232,9 @@ def panel_kernel(dtype: str) -> Kernel:
                     seen[x] = np.uint8(scratch[at + x] != zero)
                 if plan[5] >= 0:
                     drop(p, b, h, q0, start + k0, nk, scratch, at)
-                accumulate(p, PARTIAL, b, h, start + k0, nk, scratch, at, output, ones, safe, seen)
+                accumulate(
+                    p, PARTIAL, b, h, nq, start + k0, nk, scratch, at, output, ones, safe, seen
+                )
             for j in range(nq):
                 factor = one
                 thresholds[b, h, q0 + j] = scratch[threshold + j]
@@ -239,8 +243,8 @@ def panel_kernel(dtype: str) -> Kernel:
                     if scratch[most + j] > lowest:
                         factor = one / scratch[sums + j]
                         log_denominator[b, h, q0 + j] += np.log(scratch[sums + j])
-                for d in range(value_size):
-                    out[b, h, q0 + j, d] = scratch[output + d * wide + j] * factor
+                scratch[ones + j] = factor
+            lanes_to_rows(scratch, output, ones, out, b, h, q0, nq)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

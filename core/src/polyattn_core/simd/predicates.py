@@ -48,5 +48,4 @@ def compiled(function: Callable[..., Any]) -> Any:
         raise KernelError(
             f"the mask predicate {name} ({place}) cannot be compiled: {error}"
         ) from error
-    _compiled[python] = found
-    return found
+    return _compiled.setdefault(python, found)

@@ -72,6 +72,8 @@ class ScoreRule:
     ) -> None:
         self.function = getattr(function, "py_func", function)
         self.name = getattr(self.function, "__name__", repr(function))
+        if not inspect.isfunction(self.function):
+            raise KernelError(f"the score rule {self.name} must be a function written in Python")
         self.__doc__ = self.function.__doc__
         names = list(inspect.signature(self.function).parameters)
         if not names:
@@ -117,7 +119,8 @@ class ScoreRule:
         """
         found = self._compiled.get((dtype, backward))
         if found is None:
-            found = self._compiled[dtype, backward] = self._compile(dtype, backward)
+            # Of two threads the first one's is kept: its address may be in use already.
+            found = self._compiled.setdefault((dtype, backward), self._compile(dtype, backward))
         return int(found.address)
 
     def _compile(self, dtype: str, backward: bool) -> Any:
@@ -135,7 +138,8 @@ class ScoreRule:
         }
         exec(self._source(backward), scope)
         passed = (numbers, numbers, integers, *[numbers] * (6 if backward else 3))
-        tag = f"{self.name} {digest(function)} {dtype} {wide}"
+        # What the arguments mean is in their names, which are no part of the code.
+        tag = f"{self.name}({', '.join(self.arguments)}) {digest(function)} {dtype} {wide}"
         try:
             return callback(scope["tile_pass"], types.void(*passed), tag)
         except NumbaError as error:
@@ -178,18 +182,17 @@ class ScoreRule:
             return "\n".join(lines)
         # Where the incoming gradient is 0 (masked pairs among them) nothing is added, so that a
         # derivative that is not finite behind a mask reaches nobody.
-        number = 1
+        partials = ["by_score"]
         rows, columns, sums, stores = [], [], [], []
         if self.row:
-            rows.append(f"            d_row[j] += partial[{number}] * incoming if live else ZERO")
-            number += 1
+            partials.append("by_row")
+            rows.append("            d_row[j] += by_row * incoming if live else ZERO")
         if self.column:
-            columns.append(
-                f"            of_column += partial[{number}] * incoming if live else ZERO"
-            )
-            number += 1
+            partials.append("by_column")
+            columns.append("            of_column += by_column * incoming if live else ZERO")
         for i in range(len(self.parameters)):
-            sums.append(f"            s{i} += partial[{number + i}] * incoming if live else ZERO")
+            partials.append(f"by_p{i}")
+            sums.append(f"            s{i} += by_p{i} * incoming if live else ZERO")
             stores.append(f"    d_parameters[{i}] += s{i}")
         lines = [
             "def tile_pass(scores, gradient, meta, row, column, parameters, d_row, d_column, d_parameters):",  # noqa: E501
@@ -202,8 +205,9 @@ class ScoreRule:
             "            at = k * WIDE + j",
             "            incoming = gradient[at]",
             "            live = incoming != ZERO",
-            f"            partial = {call}",
-            "            gradient[at] = partial[0] * incoming if live else ZERO",
+            # Taken apart, so that another number of partial derivatives does not compile.
+            f"            {', '.join(partials)}, = {call}",
+            "            gradient[at] = by_score * incoming if live else ZERO",
             *rows,
             *columns,
             *sums,
@@ -252,7 +256,13 @@ class EncodedRules:
 def encode_rules(
     chain: Sequence[tuple[ScoreRule, Sequence[Any]]], heads: int, dtype: str, *, backward: bool
 ) -> EncodedRules:
-    """Encode rules with the values of their parameters (a number, or one a head)."""
+    """Encode rules with the values of their parameters (a number, or one a head).
+
+    Raises
+    ------
+    KernelError
+        Where a rule is given another number of parameters than it takes, or one of another shape.
+    """
     table = np.zeros((len(chain), 6), np.int64)
     rows: list[Statistic] = []
     columns: list[Statistic] = []
@@ -266,8 +276,20 @@ def encode_rules(
         rows.extend([rule.row] if rule.row else [])
         columns.extend([rule.column] if rule.column else [])
         entry[4], entry[5] = len(values), len(rule.parameters)
-        for value in parameters:
-            values.append(np.broadcast_to(np.asarray(value, dtype), (heads,)))
+        if len(parameters) != len(rule.parameters):
+            names = ", ".join(rule.parameters) or "none"
+            raise KernelError(
+                f"the score rule {rule.name} takes the parameters {names}; "
+                f"it was given {len(parameters)} values"
+            )
+        for name, value in zip(rule.parameters, parameters, strict=True):
+            array = np.asarray(value, dtype)
+            if array.shape not in ((), (1,), (heads,)):
+                raise KernelError(
+                    f"{name} of the score rule {rule.name} has shape {array.shape}; "
+                    f"it is a number, or one for each of the {heads} heads"
+                )
+            values.append(np.broadcast_to(array, (heads,)))
     stacked = np.stack(values, axis=1) if values else np.zeros((heads, 1), dtype)
     return EncodedRules(table, np.ascontiguousarray(stacked), tuple(rows), tuple(columns))
 

@@ -30,6 +30,7 @@ from .masking import (
 )
 from .rules import call_forward
 from .tiles import ALIGN, tile_operations
+from .transpose import transpose_operations
 from .vector import pointer
 
 SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
@@ -39,13 +40,14 @@ SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
 # `numbers`: scale, probability to keep a weight in dropout, ε of soft-pick, unused.
 # `plan`: normaliser, first key position, queries and keys of the mask's shape, depth of the mask
 #         program, dropout seed or −1, k of top-k, is there a bias, addresses of the mask
-#         interpreter's key_range, classify and fill, keys of a tile.
+#         interpreter's key_range, classify and fill, keys of a tile, chunks
+#         of the keys that are attended separately.
 Problem = namedtuple(
     "Problem",
     "query key value numbers plan rules parameters rows columns bias bias_batch steps integers"
     " octets sink",
 )
-PLAN_SIZE = 12
+PLAN_SIZE = 13
 
 
 def problem_types(dtype: str) -> tuple[Any, ...]:
@@ -105,23 +107,11 @@ def kept(seed, batch, head, query, key, keep):  # type: ignore[no-untyped-def]
 def score_operations(dtype: str) -> SimpleNamespace:
     """Operations on the scores of a tile, for use inside kernels of this dtype."""
     tile, ops = target.tile(dtype), tile_operations(dtype)
-    wide, rows = tile.queries, tile.rows
+    wide, lanes = tile.queries, tile.lanes
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
-    score_product, score_product_1 = ops.score_product, ops.score_product_1
-    value_product, value_product_1 = ops.value_product, ops.value_product_1
+    score_product, value_product = ops.score_product, ops.value_product
     tile_maximum = ops.tile_maximum
-
-    @inline
-    def pack(array, b, h, first, count, factor, scratch, to):  # type: ignore[no-untyped-def]
-        """Transpose `count` rows into scratch[d · wide + lane], times a factor; the rest is 0."""
-        size = array.shape[3]
-        for j in range(count):
-            for d in range(size):
-                scratch[to + d * wide + j] = array[b, h, first + j, d] * factor
-        for d in range(size):
-            for j in range(count, wide):
-                scratch[to + d * wide + j] = zero
 
     @inline
     def pack_rows(statistics, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
@@ -132,22 +122,12 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 scratch[to + r * wide + j] = statistics[r, b, h, lane]
 
     @inline
-    def products(key, b, h, k0, nk, scratch, queries, scores, maximum):  # type: ignore[no-untyped-def]
+    def products(key, b, h, nq, k0, nk, scratch, queries, scores, maximum):  # type: ignore[no-untyped-def]
         """scores[i, lane] = key[k0 + i] · packed query."""
         step = key.strides[2] // key.itemsize
         at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
-        size = key.shape[3]
-        i = 0
-        while i + rows <= nk:
-            score_product(
-                key, at + i * step, step, scratch, queries, scores + i * wide, maximum, size
-            )
-            i += rows
-        while i < nk:
-            score_product_1(
-                key, at + i * step, step, scratch, queries, scores + i * wide, maximum, size
-            )
-            i += 1
+        active = (nq + lanes - 1) // lanes
+        score_product(key, at, step, nk, scratch, queries, scores, maximum, key.shape[3], active)
 
     @inline
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
@@ -202,7 +182,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                         scratch[scores + x] = lowest
                 return found
         group = p.query.shape[1] // p.key.shape[1]
-        products(p.key, b, h // group, k0, nk, scratch, queries, scores, maximum)
+        products(p.key, b, h // group, nq, k0, nk, scratch, queries, scores, maximum)
         count = p.rules.shape[0] - (1 if plan[0] == ELEMENTWISE else 0)
         if count > 0:
             run_rules(p, 0, count, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta)
@@ -213,7 +193,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
             for x in range(nk * wide):
                 scratch[scores + x] = scratch[scores + x] if seen[x] != 0 else lowest
         if found == PARTIAL or count > 0 or plan[7] != 0:
-            tile_maximum(scratch, scores, maximum, nk)
+            tile_maximum(scratch, scores, maximum, nk, (nq + lanes - 1) // lanes)
         return found
 
     @inline
@@ -270,7 +250,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 scratch[at + j] = scratch[at + j] * factor if stays else zero
 
     @inline
-    def accumulate(p, found, b, h, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
+    def accumulate(p, found, b, h, nq, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
         """Output = output · rescale + Vᵀ · weightsᵀ.
 
         Where part of the tile is invisible, values that are not finite are taken out of the
@@ -284,25 +264,15 @@ def score_operations(dtype: str) -> SimpleNamespace:
         clean = True
         if found == PARTIAL:
             clean = finite(value, b, h // group, k0, nk)
+        active = (nq + lanes - 1) // lanes
         if clean:
-            d = 0
-            while d + rows <= size:
-                value_product(value, at + d, step, scratch, weights, output + d * wide, rescale, nk)
-                d += rows
-            while d < size:
-                value_product_1(
-                    value, at + d, step, scratch, weights, output + d * wide, rescale, nk
-                )
-                d += 1
+            value_product(value, at, step, nk, scratch, weights, output, rescale, size, active)
             return
         for i in range(nk):
             for d in range(size):
                 x = value[b, h // group, k0 + i, d]
                 scratch[safe + i * size + d] = x if np.isfinite(x) else zero
-        for d in range(size):
-            value_product_1(
-                scratch, safe + d, size, scratch, weights, output + d * wide, rescale, nk
-            )
+        value_product(scratch, safe, size, nk, scratch, weights, output, rescale, size, active)
         for i in range(nk):
             for d in range(size):
                 x = value[b, h // group, k0 + i, d]
@@ -321,7 +291,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         return probe == zero
 
     return SimpleNamespace(
-        pack=pack,
+        pack=transpose_operations(dtype).rows_to_lanes,
         pack_rows=pack_rows,
         products=products,
         score_tile=score_tile,

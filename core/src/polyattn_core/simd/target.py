@@ -21,14 +21,14 @@ _NAMED = {
 class Tile:
     """The shape of one tile, in the lanes-are-queries layout.
 
-    `rows` × `columns` vectors of `lanes` numbers are the accumulators that live in registers;
-    a tile is `queries` = columns · lanes queries wide. How many keys deep it is, a call says.
+    A tile is `queries` = `columns` vectors of `lanes` queries wide; how many keys deep it is, a
+    call says. `accumulators` vectors live in registers: the fewer columns are in use, the more rows.
     """
 
     dtype: str
     lanes: int
-    rows: int
     columns: int
+    accumulators: int
 
     @property
     def queries(self) -> int:
@@ -77,4 +77,4 @@ def tile(dtype: str) -> Tile:
     """The tile of a dtype on this processor: 16 accumulators of 32 registers, or 12 of 16."""
     lanes = vector_bytes() // (4 if dtype == "float32" else 8)
     many = vector_bytes() == 64 or "neon" in cpu_features()
-    return Tile(dtype, lanes, rows=4, columns=4 if many else 3)
+    return Tile(dtype, lanes, columns=4, accumulators=16) if many else Tile(dtype, lanes, 3, 12)

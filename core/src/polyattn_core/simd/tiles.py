@@ -21,6 +21,7 @@ row   content
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,169 +68,263 @@ def multiply(
     return [loop.carried[m * columns : (m + 1) * columns] for m in range(rows)]
 
 
-def _score_product(tile: target.Tile, rows: int) -> Any:
-    """Scores of `rows` keys, and the tile's maximum."""
+Rows = Callable[[Any, int, list[Any]], list[Any]]
+
+
+def _row_blocks(builder: Any, count: Any, rows: int, carried: list[Any], body: Rows) -> list[Any]:
+    """Call `body(first row, rows, carried)` for all of `count` rows: blocks, then what is left.
+
+    Few rows at a time cannot hide the latency of multiply-add, so what is left of large blocks goes
+    through blocks of a quarter first.
+    """
+    start = index(0)
+    for step in sorted({rows, max(rows // 4, 1), 1}, reverse=True):
+        left = builder.sub(count, start)
+        stop = builder.add(start, builder.mul(builder.sdiv(left, index(step)), index(step)))
+        with Loop(builder, stop, carried, step, start) as loop:
+            loop.close(body(loop.i, step, list(loop.carried)))
+        carried, start = list(loop.carried), stop
+    return carried
+
+
+def _by_columns(builder: Any, active: Any, columns: int, emit: Callable[[int], None]) -> None:
+    """Emit code for each possible number of columns, of which `active` are in use."""
+    done = builder.function.append_basic_block("columns.done")
+    for count in range(columns, 0, -1):
+        if count == 1:
+            emit(count)
+            builder.branch(done)
+            break
+        here = builder.function.append_basic_block(f"columns.{count}")
+        fewer = builder.function.append_basic_block("columns.fewer")
+        builder.cbranch(builder.icmp_signed(">=", active, index(count)), here, fewer)
+        builder.position_at_end(here)
+        emit(count)
+        builder.branch(done)
+        builder.position_at_end(fewer)
+    builder.position_at_end(done)
+
+
+def _score_product(tile: target.Tile) -> Any:
+    """scores[key, lane] = key · packed query, for `keys` keys, and their maximum."""
     vectors = Vectors(tile.dtype, tile.lanes)
-    columns, lanes, wide = tile.columns, tile.lanes, tile.queries
+    lanes, wide = tile.lanes, tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def score_product(typing, key, at, step, scratch, packed, scores, maximum, size):  # type: ignore[no-untyped-def]
+    def score_product(typing, key, at, step, keys, scratch, packed, scores, maximum, size, active):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            key_, at_, step_, scratch_, packed_, scores_, maximum_, size_ = args
+            key_, at_, step_, keys_, scratch_, packed_, scores_, maximum_, size_, active_ = args
             k = builder.gep(pointer(context, builder, signature.args[0], key_), [at_])
-            s = pointer(context, builder, signature.args[3], scratch_)
-            zero = vectors.constant(0.0)
-            result = multiply(
-                builder, vectors, k, step_, index(1), builder.gep(s, [packed_]), index(wide),
-                [[zero] * columns for _ in range(rows)], size_, ALIGN,
-            )  # fmt: skip
-            for n in range(columns):
-                place = builder.add(maximum_, index(n * lanes))
-                most = vectors.load(builder, s, place, ALIGN)
-                for m in range(rows):
-                    most = vectors.maximum(builder, result[m][n], most)
-                    to = builder.add(scores_, index(m * wide + n * lanes))
-                    vectors.store(builder, result[m][n], s, to, ALIGN)
-                vectors.store(builder, most, s, place, ALIGN)
+            s = pointer(context, builder, signature.args[4], scratch_)
+            queries = builder.gep(s, [packed_])
+
+            def for_columns(columns: int) -> None:
+                def block(first: Any, rows: int, most: list[Any]) -> list[Any]:
+                    zero = vectors.constant(0.0)
+                    result = multiply(
+                        builder, vectors, builder.gep(k, [builder.mul(first, step_)]), step_,
+                        index(1), queries, index(wide), [[zero] * columns for _ in range(rows)],
+                        size_, ALIGN,
+                    )  # fmt: skip
+                    row = builder.add(scores_, builder.mul(first, index(wide)))
+                    for m in range(rows):
+                        for n in range(columns):
+                            most[n] = vectors.maximum(builder, result[m][n], most[n])
+                            to = builder.add(row, index(m * wide + n * lanes))
+                            vectors.store(builder, result[m][n], s, to, ALIGN)
+                    return most
+
+                places = [builder.add(maximum_, index(n * lanes)) for n in range(columns)]
+                before = [vectors.load(builder, s, place, ALIGN) for place in places]
+                most = _row_blocks(builder, keys_, tile.accumulators // columns, before, block)
+                for place, value in zip(places, most, strict=True):
+                    vectors.store(builder, value, s, place, ALIGN)
+
+            _by_columns(builder, active_, tile.columns, for_columns)
             return context.get_dummy_value()
 
-        arguments = (key, _INT, _INT, scratch, _INT, _INT, _INT, _INT)
+        arguments = (key, _INT, _INT, _INT, scratch, _INT, _INT, _INT, _INT, _INT)
         return types.void(*arguments), emit
 
     return score_product
 
 
-def _value_product(tile: target.Tile, rows: int) -> Any:
-    """Oᵀ[rows] = Oᵀ[rows] · rescale + Vᵀ[rows] · Pᵀ."""
-    vectors = Vectors(tile.dtype, tile.lanes)
-    columns, lanes, wide = tile.columns, tile.lanes, tile.queries
+def _value_product(tile: target.Tile) -> Any:
+    """output[d, lane] = output[d, lane] · rescale[lane] + Σ value[key, d] · weights[key, lane].
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def value_product(typing, value, at, step, scratch, weights, output, rescale, size):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            value_, at_, step_, scratch_, weights_, output_, rescale_, size_ = args
-            v = builder.gep(pointer(context, builder, signature.args[0], value_), [at_])
-            s = pointer(context, builder, signature.args[3], scratch_)
-
-            def place(m: int, n: int) -> Any:
-                return builder.add(output_, index(m * wide + n * lanes))
-
-            factors = [
-                vectors.load(builder, s, builder.add(rescale_, index(n * lanes)), ALIGN)
-                for n in range(columns)
-            ]
-            before = [
-                [
-                    builder.fmul(vectors.load(builder, s, place(m, n), ALIGN), factors[n])
-                    for n in range(columns)
-                ]
-                for m in range(rows)
-            ]
-            result = multiply(
-                builder, vectors, v, index(1), step_, builder.gep(s, [weights_]), index(wide),
-                before, size_, ALIGN,
-            )  # fmt: skip
-            for m in range(rows):
-                for n in range(columns):
-                    vectors.store(builder, result[m][n], s, place(m, n), ALIGN)
-            return context.get_dummy_value()
-
-        arguments = (value, _INT, _INT, scratch, _INT, _INT, _INT, _INT)
-        return types.void(*arguments), emit
-
-    return value_product
-
-
-def _lane_product(tile: target.Tile, rows: int, columns: int) -> Any:
-    """C[rows, columns·lanes] += A[rows, queries] · B[queries, columns·lanes].
-
-    The product that is contracted over queries: gradients of keys and values.
+    The sum is taken by itself before it is added, so that rounding errors grow with the number of
+    tiles rather than with that of keys.
     """
     vectors = Vectors(tile.dtype, tile.lanes)
     lanes, wide = tile.lanes, tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def lane_product(typing, scratch, a, b, b_step, out, c, c_step):  # type: ignore[no-untyped-def]
+    def value_product(
+        typing, value, at, step, keys, scratch, weights, output, rescale, size, active
+    ):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, a_, b_, b_step_, out_, c_, c_step_ = args
-            s = pointer(context, builder, signature.args[0], scratch_)
-            o = pointer(context, builder, signature.args[4], out_)
+            value_, at_, step_, keys_, scratch_, weights_, output_, rescale_, size_, active_ = args
+            v = builder.gep(pointer(context, builder, signature.args[0], value_), [at_])
+            s = pointer(context, builder, signature.args[4], scratch_)
+            w = builder.gep(s, [weights_])
 
-            def place(m: int, n: int) -> Any:
-                row = builder.mul(c_step_, index(m))
-                return builder.add(builder.add(c_, row), index(n * lanes))
+            def for_columns(columns: int) -> None:
+                factors = [
+                    vectors.load(builder, s, builder.add(rescale_, index(n * lanes)), ALIGN)
+                    for n in range(columns)
+                ]
 
-            before = [
-                [vectors.load(builder, o, place(m, n)) for n in range(columns)] for m in range(rows)
-            ]
-            result = multiply(
-                builder, vectors, builder.gep(s, [a_]), index(wide), index(1),
-                builder.gep(s, [b_]), b_step_, before, index(wide), ALIGN,
-            )  # fmt: skip
-            for m in range(rows):
-                for n in range(columns):
-                    vectors.store(builder, result[m][n], o, place(m, n))
+                def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
+                    row = builder.add(output_, builder.mul(first, index(wide)))
+
+                    def place(m: int, n: int) -> Any:
+                        return builder.add(row, index(m * wide + n * lanes))
+
+                    zero = vectors.constant(0.0)
+                    result = multiply(
+                        builder, vectors, builder.gep(v, [first]), index(1), step_, w, index(wide),
+                        [[zero] * columns for _ in range(rows)], keys_, ALIGN,
+                    )  # fmt: skip
+                    for m in range(rows):
+                        for n in range(columns):
+                            before = vectors.load(builder, s, place(m, n), ALIGN)
+                            total = vectors.multiply_add(builder, before, factors[n], result[m][n])
+                            vectors.store(builder, total, s, place(m, n), ALIGN)
+                    return nothing
+
+                _row_blocks(builder, size_, tile.accumulators // columns, [], block)
+
+            _by_columns(builder, active_, tile.columns, for_columns)
             return context.get_dummy_value()
 
-        arguments = (scratch, _INT, _INT, _INT, out, _INT, _INT)
+        arguments = (value, _INT, _INT, _INT, scratch, _INT, _INT, _INT, _INT, _INT)
+        return types.void(*arguments), emit
+
+    return value_product
+
+
+def _lane_product(tile: target.Tile) -> Any:
+    """out[key, :] += Σ left[key, lane] · right[lane, :], the product contracted over queries.
+
+    Rows of `right` and `out` are `width` numbers, a multiple of `lanes`; `queries` lanes are used.
+    """
+    vectors = Vectors(tile.dtype, tile.lanes)
+    lanes, wide = tile.lanes, tile.queries
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def lane_product(typing, scratch, left, right, queries, out, at, keys, width):  # type: ignore[no-untyped-def]
+        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            scratch_, left_, right_, queries_, out_, at_, keys_, width_ = args
+            s = pointer(context, builder, signature.args[0], scratch_)
+            o = builder.gep(pointer(context, builder, signature.args[4], out_), [at_])
+
+            def strip(start: Any, columns: int) -> None:
+                def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
+                    row = builder.add(builder.mul(first, width_), start)
+
+                    def place(m: int, n: int) -> Any:
+                        below = builder.mul(width_, index(m))
+                        return builder.add(builder.add(row, below), index(n * lanes))
+
+                    zero = vectors.constant(0.0)
+                    from_row = builder.add(left_, builder.mul(first, index(wide)))
+                    result = multiply(
+                        builder, vectors, builder.gep(s, [from_row]), index(wide), index(1),
+                        builder.gep(s, [builder.add(right_, start)]), width_,
+                        [[zero] * columns for _ in range(rows)], queries_,
+                        vectors.itemsize * lanes,
+                    )  # fmt: skip
+                    for m in range(rows):
+                        for n in range(columns):
+                            before = vectors.load(builder, o, place(m, n))
+                            total = builder.fadd(before, result[m][n])
+                            vectors.store(builder, total, o, place(m, n))
+                    return nothing
+
+                _row_blocks(builder, keys_, tile.accumulators // columns, [], block)
+
+            whole = builder.sub(width_, builder.srem(width_, index(wide)))
+            with Loop(builder, whole, [], wide) as loop:
+                strip(loop.i, tile.columns)
+                loop.close([])
+            rest = builder.sdiv(builder.sub(width_, whole), index(lanes))
+            some = builder.icmp_signed(">", rest, index(0))
+            with builder.if_then(some):
+                _by_columns(builder, rest, tile.columns - 1, lambda count: strip(whole, count))
+            return context.get_dummy_value()
+
+        arguments = (scratch, _INT, _INT, _INT, out, _INT, _INT, _INT)
         return types.void(*arguments), emit
 
     return lane_product
 
 
+_LOG2_E = float(np.log2(np.e))
+_UNROLL = 4  # keys at a time in passes over a tile, so that latencies overlap
+
+
+def _each_column(tile: target.Tile, builder: Any, active: Any, body: Callable[[Any], None]) -> None:
+    """Call `body` with the offset of each column in use."""
+    with Loop(builder, builder.mul(active, index(tile.lanes)), [], tile.lanes) as loop:
+        body(loop.i)
+        loop.close([])
+
+
 def _softmax_step(tile: target.Tile) -> Any:
     """One step of the running soft-max: scores become weights relative to the new maximum.
 
-    `sharp` is log₂e, so that exponentials are powers of two. A row in which nothing has been
-    visible so far has maximum −inf; it is measured from 0 instead, and all its weights are 0.
+    Exponentials are powers of two, of scores times log₂e. A row in which nothing has been visible
+    so far has maximum −inf; it is measured from 0 instead, and all its weights are 0.
     """
     vectors = Vectors(tile.dtype, tile.lanes)
-    columns, lanes, wide = tile.columns, tile.lanes, tile.queries
+    wide = tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def softmax_step(typing, scratch, scores, statistics, rows):  # type: ignore[no-untyped-def]
+    def softmax_step(typing, scratch, scores, statistics, keys, active):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, scores_, statistics_, rows_ = args
+            scratch_, scores_, statistics_, keys_, active_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
-            lowest = vectors.constant(float("-inf"))
-            zero = vectors.constant(0.0)
-            sharp = vectors.constant(float(np.log2(np.e)))
+            lowest, zero = vectors.constant(float("-inf")), vectors.constant(0.0)
+            sharp = vectors.constant(_LOG2_E)
 
-            def place(row: int, n: int) -> Any:
-                return builder.add(statistics_, index(row * wide + n * lanes))
-
-            shifts, rescales = [], []
-            for n in range(columns):
-                old = vectors.load(builder, s, place(0, n), ALIGN)
-                new = vectors.maximum(builder, vectors.load(builder, s, place(3, n), ALIGN), old)
+            def column(offset: Any) -> None:
+                places = [
+                    builder.add(builder.add(statistics_, offset), index(row * wide))
+                    for row in range(4)
+                ]
+                old = vectors.load(builder, s, places[0], ALIGN)
+                new = vectors.maximum(builder, vectors.load(builder, s, places[3], ALIGN), old)
                 empty = builder.fcmp_ordered("==", new, lowest)
                 base = builder.select(empty, zero, new)
-                shifts.append(builder.fmul(base, vectors.constant(-float(np.log2(np.e)))))
-                down = vectors.multiply_add(builder, old, sharp, shifts[n])
+                shift = builder.fmul(base, vectors.constant(-_LOG2_E))
+                # The difference first: exactly 1 where the maximum stays. One rounding error, the
+                # same at every tile, would otherwise grow with the number of tiles.
+                down = builder.fmul(builder.fsub(old, base), sharp)
                 rescale = vectors.exp2(builder, down)
-                rescales.append(rescale)
-                vectors.store(builder, new, s, place(0, n), ALIGN)
-                vectors.store(builder, rescale, s, place(2, n), ALIGN)
-                vectors.store(builder, lowest, s, place(3, n), ALIGN)
-            start = builder.gep(s, [scores_])
-            with Loop(builder, rows_, [zero] * columns) as loop:
-                sums = []
-                row = builder.mul(loop.i, index(wide))
-                for n in range(columns):
-                    at = builder.add(row, index(n * lanes))
-                    score = vectors.load(builder, start, at, ALIGN)
-                    power = vectors.multiply_add(builder, score, sharp, shifts[n])
-                    weight = vectors.exp2(builder, power)
-                    vectors.store(builder, weight, start, at, ALIGN)
-                    sums.append(builder.fadd(loop.carried[n], weight))
-                loop.close(sums)
-            for n in range(columns):
-                before = vectors.load(builder, s, place(1, n), ALIGN)
-                total = vectors.multiply_add(builder, before, rescales[n], loop.carried[n])
-                vectors.store(builder, total, s, place(1, n), ALIGN)
+                vectors.store(builder, new, s, places[0], ALIGN)
+                vectors.store(builder, rescale, s, places[2], ALIGN)
+                vectors.store(builder, lowest, s, places[3], ALIGN)
+                start = builder.gep(s, [builder.add(scores_, offset)])
+
+                def block(first: Any, rows: int, sums: list[Any]) -> list[Any]:
+                    for m in range(rows):
+                        at = builder.mul(builder.add(first, index(m)), index(wide))
+                        score = vectors.load(builder, start, at, ALIGN)
+                        power = vectors.multiply_add(builder, score, sharp, shift)
+                        weight = vectors.exp2(builder, power)
+                        vectors.store(builder, weight, start, at, ALIGN)
+                        sums[0] = builder.fadd(sums[0], weight)
+                    return sums
+
+                (total,) = _row_blocks(builder, keys_, _UNROLL, [zero], block)
+                before = vectors.load(builder, s, places[1], ALIGN)
+                total = vectors.multiply_add(builder, before, rescale, total)
+                vectors.store(builder, total, s, places[1], ALIGN)
+
+            _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
 
-        return types.void(scratch, _INT, _INT, _INT), emit
+        return types.void(scratch, _INT, _INT, _INT, _INT), emit
 
     return softmax_step
 
@@ -237,34 +332,34 @@ def _softmax_step(tile: target.Tile) -> Any:
 def _exp_shifted(tile: target.Tile) -> Any:
     """exp(score − shift) in place, one shift a query: recomputed weights."""
     vectors = Vectors(tile.dtype, tile.lanes)
-    columns, lanes, wide = tile.columns, tile.lanes, tile.queries
+    wide = tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def exp_shifted(typing, scratch, scores, shifts, rows):  # type: ignore[no-untyped-def]
+    def exp_shifted(typing, scratch, scores, shifts, keys, active):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, scores_, shifts_, rows_ = args
+            scratch_, scores_, shifts_, keys_, active_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
-            sharp = vectors.constant(float(np.log2(np.e)))
-            negative = vectors.constant(-float(np.log2(np.e)))
-            down = [
-                builder.fmul(
-                    vectors.load(builder, s, builder.add(shifts_, index(n * lanes)), ALIGN),
-                    negative,
-                )
-                for n in range(columns)
-            ]
-            start = builder.gep(s, [scores_])
-            with Loop(builder, rows_, []) as loop:
-                row = builder.mul(loop.i, index(wide))
-                for n in range(columns):
-                    at = builder.add(row, index(n * lanes))
-                    score = vectors.load(builder, start, at, ALIGN)
-                    power = vectors.multiply_add(builder, score, sharp, down[n])
-                    vectors.store(builder, vectors.exp2(builder, power), start, at, ALIGN)
-                loop.close([])
+            sharp = vectors.constant(_LOG2_E)
+
+            def column(offset: Any) -> None:
+                shift = vectors.load(builder, s, builder.add(shifts_, offset), ALIGN)
+                down = builder.fmul(shift, vectors.constant(-_LOG2_E))
+                start = builder.gep(s, [builder.add(scores_, offset)])
+
+                def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
+                    for m in range(rows):
+                        at = builder.mul(builder.add(first, index(m)), index(wide))
+                        score = vectors.load(builder, start, at, ALIGN)
+                        power = vectors.multiply_add(builder, score, sharp, down)
+                        vectors.store(builder, vectors.exp2(builder, power), start, at, ALIGN)
+                    return nothing
+
+                _row_blocks(builder, keys_, _UNROLL, [], block)
+
+            _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
 
-        return types.void(scratch, _INT, _INT, _INT), emit
+        return types.void(scratch, _INT, _INT, _INT, _INT), emit
 
     return exp_shifted
 
@@ -272,29 +367,27 @@ def _exp_shifted(tile: target.Tile) -> Any:
 def _tile_maximum(tile: target.Tile) -> Any:
     """The tile's maximum anew, after its scores were changed."""
     vectors = Vectors(tile.dtype, tile.lanes)
-    columns, lanes, wide = tile.columns, tile.lanes, tile.queries
+    wide = tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def tile_maximum(typing, scratch, scores, maximum, rows):  # type: ignore[no-untyped-def]
+    def tile_maximum(typing, scratch, scores, maximum, keys, active):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, scores_, maximum_, rows_ = args
+            scratch_, scores_, maximum_, keys_, active_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
-            start = builder.gep(s, [scores_])
-            lowest = [vectors.constant(float("-inf"))] * columns
-            with Loop(builder, rows_, lowest) as loop:
-                row = builder.mul(loop.i, index(wide))
-                most = []
-                for n in range(columns):
-                    at = builder.add(row, index(n * lanes))
+
+            def column(offset: Any) -> None:
+                start = builder.gep(s, [builder.add(scores_, offset)])
+                with Loop(builder, keys_, [vectors.constant(float("-inf"))]) as loop:
+                    at = builder.mul(loop.i, index(wide))
                     score = vectors.load(builder, start, at, ALIGN)
-                    most.append(vectors.maximum(builder, score, loop.carried[n]))
-                loop.close(most)
-            for n in range(columns):
-                place = builder.add(maximum_, index(n * lanes))
-                vectors.store(builder, loop.carried[n], s, place, ALIGN)
+                    loop.close([vectors.maximum(builder, score, loop.carried[0])])
+                place = builder.add(maximum_, offset)
+                vectors.store(builder, loop.carried[0], s, place, ALIGN)
+
+            _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
 
-        return types.void(scratch, _INT, _INT, _INT), emit
+        return types.void(scratch, _INT, _INT, _INT, _INT), emit
 
     return tile_maximum
 
@@ -304,14 +397,9 @@ def tile_operations(dtype: str) -> SimpleNamespace:
     """The operations on a tile of this dtype, for use inside kernels."""
     tile = target.tile(dtype)
     return SimpleNamespace(
-        score_product=_score_product(tile, tile.rows),
-        score_product_1=_score_product(tile, 1),
-        value_product=_value_product(tile, tile.rows),
-        value_product_1=_value_product(tile, 1),
-        lane_product=_lane_product(tile, tile.rows, tile.columns),
-        lane_product_1=_lane_product(tile, 1, tile.columns),
-        lane_product_narrow=_lane_product(tile, tile.rows, 1),
-        lane_product_narrow_1=_lane_product(tile, 1, 1),
+        score_product=_score_product(tile),
+        value_product=_value_product(tile),
+        lane_product=_lane_product(tile),
         softmax_step=_softmax_step(tile),
         exp_shifted=_exp_shifted(tile),
         tile_maximum=_tile_maximum(tile),

@@ -32,24 +32,30 @@ from .tiles import tile_operations
 def weight_operations(dtype: str) -> SimpleNamespace:
     """Operations that recompute weights, for use inside kernels of this dtype."""
     tile = target.tile(dtype)
-    wide = tile.queries
+    wide, lanes = tile.queries, tile.lanes
     number = np.dtype(dtype).type
-    lowest, zero, one, half = number(-np.inf), number(0), number(1), number(0.5)
+    lowest, infinite, zero, half = number(-np.inf), number(np.inf), number(0), number(0.5)
     exp_shifted = tile_operations(dtype).exp_shifted
     weigh = score_operations(dtype).weigh
 
     @inline
     def pack_state(first, second, b, h, q0, nq, scratch, to):  # type: ignore[no-untyped-def]
-        """What the forward kernel left for each query: two rows; neutral in empty rows."""
+        """What the forward kernel left for each query: two rows; neutral in empty rows.
+
+        Lanes without a query have +inf, from which every soft-max makes weights 0: their scores
+        are what biases and rules say, and a weight that overflowed would be NaN times 0.
+        """
         for j in range(wide):
-            x, y = one, one
+            x, y = infinite, infinite
             if j < nq:
                 x, y = first[b, h, q0 + j], second[b, h, q0 + j]
             scratch[to + j] = zero if x == lowest else x
             scratch[to + wide + j] = y
 
     @inline
-    def recompute(p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, stages, seen, meta):  # type: ignore[no-untyped-def]
+    def recompute(
+        p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, stages, seen, meta
+    ):  # type: ignore[no-untyped-def]
         """Normalised weights in place of the scores of a tile."""
         normaliser = p.plan[0]
         first, second = state, state + wide
@@ -83,7 +89,7 @@ def weight_operations(dtype: str) -> SimpleNamespace:
                 for j in range(wide):
                     kept = not scratch[at + j] < scratch[second + j]
                     scratch[at + j] = scratch[at + j] if kept else lowest
-        exp_shifted(scratch, scores, first, nk)
+        exp_shifted(scratch, scores, first, nk, (nq + lanes - 1) // lanes)
 
     return SimpleNamespace(pack_state=pack_state, recompute=recompute)
 
@@ -147,7 +153,21 @@ def weights_kernel(dtype: str) -> Kernel:
                     if found == EMPTY:
                         continue
                     recompute(
-                        p, found, b, h, q0, k0, nk, scratch, scores, state, rowed, -1, seen, meta
+                        p,
+                        found,
+                        b,
+                        h,
+                        q0,
+                        nq,
+                        k0,
+                        nk,
+                        scratch,
+                        scores,
+                        state,
+                        rowed,
+                        -1,
+                        seen,
+                        meta,
                     )
                     for i in range(nk):
                         for j in range(nq):
