@@ -182,49 +182,57 @@ def smooth_step(centre: float) -> Any:
     return lambda s: np.array([1 / (1 + centre / s)])
 
 
-@pytest.mark.parametrize("best", [3e-9, 0.02, 1.0, 47.0, 6e10])
-def test_the_best_value_is_found_in_any_unit(best: float) -> None:
+@pytest.mark.parametrize(
+    ("best", "unit"), [(3e-9, 1e3), (0.02, 1.0), (1.0, 1e-9), (47.0, 11.0), (6e20, 1e-10)]
+)
+def test_the_best_value_is_found_in_any_unit(best: float, unit: float) -> None:
     tried: list[float] = []
 
     def loss(value: float) -> float:
         tried.append(value)
         return 1 - math.exp(-(math.log10(value / best) ** 2))
 
-    found = search(loss, smooth_step(best), whole=False)
+    found = search(loss, smooth_step(best), unit=unit)
     assert found.value == pytest.approx(best, rel=0.16), "to half an eighth of a decade"
     assert not found.on_border
     assert len(tried) == len(set(tried)) <= 20
 
 
 def test_a_best_value_beyond_the_range_is_gone_after() -> None:
-    found = search(lambda s: abs(math.log10(s / 1e5)), smooth_step(1.0), whole=False)
+    found = search(lambda s: abs(math.log10(s / 1e5)), smooth_step(1.0))
     assert found.value == pytest.approx(1e5, rel=0.16)
     assert not found.on_border
 
 
 def test_a_loss_without_a_minimum_is_on_the_border() -> None:
-    found = search(lambda s: -math.log10(s), smooth_step(1.0), whole=False)
+    found = search(lambda s: -math.log10(s), smooth_step(1.0))
     assert found.on_border
-    refused = search(
-        lambda s: -math.log10(s) if s < 20 else math.inf, smooth_step(1.0), whole=False
-    )
+    refused = search(lambda s: -math.log10(s) if s < 20 else math.inf, smooth_step(1.0))
     assert refused.value is not None
     assert 10 <= refused.value < 20
     assert max(refused.curve) < 20
 
 
 def test_of_equal_losses_the_middle_is_taken() -> None:
-    found = search(lambda _: 0.25, smooth_step(1.0), whole=False)
+    found = search(lambda _: 0.25, smooth_step(1.0))
     assert found.value is not None
     assert 0.1 < found.value < 10
     assert not found.on_border
 
 
 def test_what_makes_no_difference_is_not_tuned() -> None:
-    found = search(lambda _: 0.25, lambda _: np.ones(3), whole=False)
+    found = search(lambda _: 0.25, lambda _: np.ones(3))
     assert not found.reacts
     assert found.value is None
-    assert search(lambda _: math.inf, lambda _: None, whole=False).value is None
+    assert search(lambda _: math.inf, lambda _: None).value is None
+
+
+def test_rounding_is_no_reaction() -> None:
+    def underflowing(value: float) -> Any:
+        return np.ones(3) if value > 1e-12 else np.zeros(3)
+
+    assert not search(lambda _: 0.25, underflowing).reacts
+    assert search(lambda _: 0.25, underflowing, unit=1e6).reacts
 
 
 def test_whole_numbers() -> None:

@@ -22,7 +22,7 @@ class Tile:
     """The shape of one tile, in the lanes-are-queries layout.
 
     A tile is `queries` = `columns` vectors of `lanes` queries wide; how many keys deep it is, a
-    call says. `accumulators` vectors live in registers: the fewer columns are in use, the more rows.
+    call says. `accumulators` vectors live in registers: the fewer columns, the more rows.
     """
 
     dtype: str

@@ -107,7 +107,8 @@ def _unit(array: Array, epsilon: float) -> tuple[Array, Array]:
     # Hidden keys may hold anything; a warning about them would mislead.
     with np.errstate(invalid="ignore", over="ignore"):
         length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
-        return array / np.maximum(length, epsilon), length
+        # In C order whatever that of the input is: kernels take the last axis to be contiguous.
+        return np.divide(array, np.maximum(length, epsilon), order="C"), length
 
 
 def _unit_pullback(gradient: Array, unit: Array, length: Array, epsilon: float) -> Array:
@@ -162,7 +163,9 @@ class L2(StreamingMechanism):
             return query, key, None
         centre = _middle(query, key.shape[1])
         group = query.shape[1] // key.shape[1]
-        return query - np.repeat(centre, group, axis=1), key - centre, None
+        # In C order whatever that of the inputs is: kernels take the last axis to be contiguous.
+        moved = np.subtract(query, np.repeat(centre, group, axis=1), order="C")
+        return moved, np.subtract(key, centre, order="C"), None
 
 
 def _middle(query: Array, key_heads: int) -> Array:

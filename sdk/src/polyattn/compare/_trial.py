@@ -13,7 +13,7 @@ from polyattn_core.arrays import Array
 from polyattn_core.errors import ConfigError, PolyattnError
 
 from . import _measure
-from ._folds import Fold
+from ._folds import Fold, Part
 from ._smoothers import Candidate, Smoothing
 from ._tasks import Classification, NotFiniteError, Task
 from ._tuning import Search, search, search_grid
@@ -127,11 +127,18 @@ def _tuned(
         keys = min(len(part.key) for part, _ in parts)
         found = search_grid(loss, [value for value in candidate.grid if value <= keys])
     else:
-        found = search(loss, probe, candidate.whole)
+        found = search(loss, probe, candidate.whole, _typical_distance(fold.validation[0]))
     # What is tuned for, in place of the loss.
     found.curve = {value: shown[value] for value in found.curve}
     outcome.searches.append(found)
     return candidate.at(found.value)
+
+
+def _typical_distance(part: Part) -> float:
+    """The median distance between some queries and keys; 1 where they coincide."""
+    query, key = (x[: 4 * PROBES].astype(np.float64) for x in (part.query, part.key))
+    found = float(np.median(np.linalg.norm(query[:, None] - key[None, :], axis=-1)))
+    return found if found > 0 else 1.0
 
 
 def _test(

@@ -18,8 +18,8 @@ from polyattn_core.arrays import Array
 
 STEPS = 8
 """Points of the lattice in a decade."""
-NEAR, FAR = 6, 30
-"""Decades, either way from 1, where a reaction is looked for first, and at most."""
+REACH = 6
+"""Decades, either way from what is natural for the data, where a reaction is looked for."""
 COARSE = 4
 EXTENSIONS = 8
 """Coarse steps by which a range is extended while the best value is its last one."""
@@ -39,7 +39,10 @@ class Search:
 
 
 def search(
-    loss: Callable[[float], float], probe: Callable[[float], Array | None], whole: bool
+    loss: Callable[[float], float],
+    probe: Callable[[float], Array | None],
+    whole: bool = False,
+    unit: float = 1.0,
 ) -> Search:
     """The sharpness of least loss.
 
@@ -51,9 +54,13 @@ def search(
         Predictions for a few queries at a sharpness; None where there are none.
     whole
         Only integers are admitted.
+    unit
+        A typical distance between queries and keys. Sharpness may be in units of its square
+        (products), of itself, of their inverses, or without a unit (angles). Beyond what these
+        suggest, predictions react to nothing but rounding.
     """
     found = Search()
-    span = _reacting(probe, whole)
+    span = _reacting(probe, whole, unit)
     if span is None:
         found.reacts = False
         return found
@@ -100,24 +107,23 @@ def _distinct(indices: Sequence[int] | range, whole: bool) -> list[int]:
     return list(seen.values())
 
 
-def _reacting(probe: Callable[[float], Array | None], whole: bool) -> tuple[int, int] | None:
+def _reacting(
+    probe: Callable[[float], Array | None], whole: bool, unit: float
+) -> tuple[int, int] | None:
     """First and last index between which predictions change with the sharpness."""
-    for reach in (NEAR, FAR):
-        decades = range(0 if whole else -reach, reach + 1)
-        seen = [probe(_value(STEPS * decade, whole)) for decade in decades]
-        steps = [
-            0.0 if a is None or b is None else float(np.abs(a - b).mean())
-            for a, b in itertools.pairwise(seen)
-        ]
-        largest = max(steps)
-        if largest < 1e-6:
-            continue
-        active = [number for number, step in enumerate(steps) if step > 0.02 * largest]
-        first, last = active[0], active[-1] + 1
-        at_edge = (first == 0 and not whole) or last == len(steps)
-        if reach == FAR or not at_edge:
-            return STEPS * decades[first], STEPS * decades[last]
-    return None
+    size = 2 * abs(math.log10(unit))
+    reach = math.ceil(REACH + size)
+    decades = range(0 if whole else -reach, reach + 1)
+    seen = [probe(_value(STEPS * decade, whole)) for decade in decades]
+    steps = [
+        0.0 if a is None or b is None else float(np.abs(a - b).mean())
+        for a, b in itertools.pairwise(seen)
+    ]
+    largest = max(steps)
+    if largest < 1e-6:
+        return None
+    active = [number for number, step in enumerate(steps) if step > 0.02 * largest]
+    return STEPS * decades[active[0]], STEPS * decades[active[-1] + 1]
 
 
 def _best(indices: Sequence[int], losses: Sequence[float]) -> int:
