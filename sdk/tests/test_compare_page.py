@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polyattn.compare import compare
-from polyattn.compare._charts import confusion
+from polyattn.compare._picture import confusion
 
 for module in ("sklearn", "altair", "vl_convert", "polyattn_standard"):
     pytest.importorskip(module)

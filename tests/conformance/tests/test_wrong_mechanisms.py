@@ -72,7 +72,7 @@ CAUGHT: Mapping[str, tuple[Wrong, ...]] = {
         Wrong(
             "acme_rude:DoesWithoutSideInput",
             {"capabilities": {"side_inputs": (GATE,)}},
-            {"inputs": "acme_rude:gates"},
+            {"inputs": "acme_plain:gates"},
             "but it was accepted",
         ),
     ),
@@ -124,7 +124,18 @@ CAUGHT: Mapping[str, tuple[Wrong, ...]] = {
     "check_log_sum_exp": (computes("LogSumExpTooLarge"),),
     "check_log_sum_exp_follows_the_bias": (computes("LogSumExpIgnoresBias"),),
     "check_gradients_are_refused": (takes_undeclared(gradient=False),),
-    "check_gradients_by_inputs": (computes("KeyGradientTooLarge", "gradient by key"),),
+    "check_gradients_by_inputs": (
+        computes("KeyGradientTooLarge", "gradient by key"),
+        Wrong(
+            "acme_wrong:GateGradientTooLarge",
+            {
+                "reference": "acme_plain:gated_reference",
+                "capabilities": {"side_inputs": (GATE,), "statistics": ()},
+            },
+            {"inputs": "acme_plain:gates"},
+            "gradient by gate",
+        ),
+    ),
     "check_gradients_under_masks": (computes("GradientForgetsMask"),),
     "check_gradient_by_bias": (computes("BiasGradientTooLarge"),),
     "check_gradients_by_parameters": (computes("NoParameterGradient", "gain"),),

@@ -70,8 +70,9 @@ class Kernel:
         """The compiled function; compiles it if that has not happened yet."""
         if self._dispatcher is None:
             with _compiling:
-                if self._dispatcher is not None:
-                    return self._dispatcher
+                found = self._dispatcher
+                if found is not None:  # another thread was faster
+                    return found
                 dispatcher: Any = numba.njit(**OPTIONS)(self._function)
                 took = _compile(
                     dispatcher,

@@ -296,9 +296,8 @@ def _softmax_step(tile: target.Tile) -> Any:
                 new = vectors.maximum(builder, vectors.load(builder, s, places[3], ALIGN), old)
                 empty = builder.fcmp_ordered("==", new, lowest)
                 base = builder.select(empty, zero, new)
-                shift = builder.fmul(base, vectors.constant(-_LOG2_E))
-                # The difference first: exactly 1 where the maximum stays. One rounding error, the
-                # same at every tile, would otherwise grow with the number of tiles.
+                # The difference first, here and below: exactly 1 where the maximum stays, however
+                # large it is. A rounding error in their products would be one of the exponent.
                 down = builder.fmul(builder.fsub(old, base), sharp)
                 rescale = vectors.exp2(builder, down)
                 vectors.store(builder, new, s, places[0], ALIGN)
@@ -310,8 +309,8 @@ def _softmax_step(tile: target.Tile) -> Any:
                     for m in range(rows):
                         at = builder.mul(builder.add(first, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
-                        power = vectors.multiply_add(builder, score, sharp, shift)
-                        weight = vectors.exp2(builder, power)
+                        below = builder.fmul(builder.fsub(score, base), sharp)
+                        weight = vectors.exp2(builder, below)
                         vectors.store(builder, weight, start, at, ALIGN)
                         sums[0] = builder.fadd(sums[0], weight)
                     return sums
@@ -343,15 +342,14 @@ def _exp_shifted(tile: target.Tile) -> Any:
 
             def column(offset: Any) -> None:
                 shift = vectors.load(builder, s, builder.add(shifts_, offset), ALIGN)
-                down = builder.fmul(shift, vectors.constant(-_LOG2_E))
                 start = builder.gep(s, [builder.add(scores_, offset)])
 
                 def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
                     for m in range(rows):
                         at = builder.mul(builder.add(first, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
-                        power = vectors.multiply_add(builder, score, sharp, down)
-                        vectors.store(builder, vectors.exp2(builder, power), start, at, ALIGN)
+                        below = builder.fmul(builder.fsub(score, shift), sharp)
+                        vectors.store(builder, vectors.exp2(builder, below), start, at, ALIGN)
                     return nothing
 
                 _row_blocks(builder, keys_, _UNROLL, [], block)

@@ -21,9 +21,6 @@ Spec = dict[str, Any]
 STANDINGS = ("best", "tied with the best", "worse", "anchor")
 _COLOURS = ("@accent", "@accent", "@muted", "@anchor")
 _SHAPES = ("diamond", "circle", "circle", "square")
-SHORT = 2
-"""Labels of so many characters are drawn in place of points."""
-MOST_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +148,10 @@ def cost(found: Comparison) -> Chart:
         named = not beaten or row["standing"] in (STANDINGS[0], STANDINGS[3])
         row["label"] = row["mechanism"] if named else ""
     times = [row["ms"] for row in rows]
-    # Room for names to the right of the marks.
-    span = [min(times) / 1.3, max(times) * (max(times) / min(times)) ** 0.25 * 1.3]
+    span = [min(times) / 1.3, max(times) * 1.3]
+    for row in rows:
+        # Names stand where there is room: to the right of marks on the left, and vice versa.
+        row["side"] = "right" if row["ms"] ** 2 < span[0] * span[1] else "left"
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("ms:Q", scale=alt.Scale(type="log", domain=span, nice=False),
                 axis=alt.Axis(title="time of one pass in ms (← faster)", format="~g",
@@ -163,10 +162,13 @@ def cost(found: Comparison) -> Chart:
     points = base.mark_point(filled=True, size=90, opacity=0.9).encode(
         color=_standing_colour(rows), shape=_standing_shape(rows)
     )
-    names = base.mark_text(align="left", dx=8, dy=-9, fontSize=12, color="@text").encode(
-        text="label:N"
-    )
-    chart = alt.layer(points, names).properties(width="container", height=330)
+    names = [
+        base.transform_filter(f"datum.side == '{side}'")
+        .mark_text(align=align, dx=dx, dy=dy, fontSize=12, color="@text")
+        .encode(text="label:N")
+        for side, align, dx, dy in (("right", "left", 8, -9), ("left", "right", 4, 16))
+    ]
+    chart = alt.layer(points, *names).properties(width="container", height=330)
     return Chart(
         "Quality and time",
         f"{_capital(metric.title)} against the median time of one pass over {found.data.test:,} "
@@ -248,63 +250,6 @@ def _worth_seeing(scores: Sequence[float], metric: Metric) -> list[float]:
     cut = len(ordered) // 6
     low, high = ordered[0], ordered[-1]
     return [ordered[cut], high] if metric.higher_is_better else [low, ordered[-1 - cut]]
-
-
-def confusion(found: Comparison) -> Chart | None:
-    """What the best mechanism takes for what."""
-    errors = found.errors
-    if errors is None or not errors.confusion:
-        return None
-    alt = altair()
-    chosen, note = _shown_classes(errors.confusion)
-    rows = []
-    for i in chosen:
-        total = max(sum(errors.confusion[i]), 1)
-        rows += [
-            {
-                "true": found.data.classes[i],
-                "taken for": found.data.classes[j],
-                "count": errors.confusion[i][j],
-                "share": errors.confusion[i][j] / total,
-                "shown": str(errors.confusion[i][j] or ""),
-            }
-            for j in chosen
-        ]
-    order = [found.data.classes[i] for i in chosen]
-    base = alt.Chart(inline(rows)).encode(
-        x=alt.X("taken for:N", sort=order, axis=alt.Axis(labelAngle=0, labelLimit=80)),
-        y=alt.Y("true:N", sort=order, axis=alt.Axis(labelLimit=110)),
-        tooltip=["true:N", "taken for:N", "count:Q", alt.Tooltip("share:Q", format=".1%")],
-    )
-    cells = base.mark_rect(stroke="@surface", strokeWidth=2, cornerRadius=3).encode(
-        color=alt.Color(
-            "share:Q", legend=None,
-            scale=alt.Scale(type="sqrt", domain=[0, 1], range=["@empty", "@accent"]),
-        )
-    )  # fmt: skip
-    counts = base.mark_text(fontSize=11).encode(
-        text="shown:N",
-        color=alt.condition("datum.share > 0.35", alt.value("@onaccent"), alt.value("@text")),
-    )
-    size = max(26, min(44, 330 // len(chosen)))
-    chart = alt.layer(cells, counts).properties(width="container", height=size * len(chosen))
-    return Chart(
-        f"What {errors.label} takes for what",
-        f"Counts over the test vectors of all splits; rows are the true classes.{note}",
-        spec_of(chart, f"confusion matrix of {errors.label}"),
-    )
-
-
-def _shown_classes(counts: tuple[tuple[int, ...], ...]) -> tuple[list[int], str]:
-    """All classes, or of many those that are most confused."""
-    if len(counts) <= MOST_CLASSES:
-        return list(range(len(counts))), ""
-    wrong = [
-        sum(counts[i]) + sum(line[i] for line in counts) - 2 * counts[i][i]
-        for i in range(len(counts))
-    ]
-    worst = sorted(range(len(counts)), key=lambda i: -wrong[i])[:MOST_CLASSES]
-    return sorted(worst), f" Only the {MOST_CLASSES} classes with most errors."
 
 
 def _capital(text: str) -> str:

@@ -72,7 +72,7 @@ def _all_charts(found: Comparison) -> dict[str, Chart]:
     single = {
         "quality": _charts.quality(found),
         "cost": _charts.cost(found),
-        "confusion": _charts.confusion(found),
+        "confusion": _picture.confusion(found),
         "truth": _picture.truth(found),
         "picture": _picture.picture(found),
     }
@@ -94,7 +94,7 @@ def _tiles(found: Comparison) -> list[tuple[str, str, str]]:
         (metric.title, fmt.score(metric, score.mean), f"95 %: {fmt.interval(metric, score)}"),
         ("time", fmt.seconds(row.seconds), f"one pass, {found.data.test:,} test vectors"),
         ("memory", fmt.megabytes(row.memory), "beyond its inputs"),
-        ("as good as the best", f"{len(found.tied)} of {measured}", "mechanisms, p ≥ 0.05"),
+        ("tied with the best", f"{len(found.tied)} of {measured}", "mechanisms, p ≥ 0.05"),
     ]
 
 

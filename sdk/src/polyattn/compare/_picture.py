@@ -1,13 +1,74 @@
-"""The data in a plane, and where the best mechanism goes wrong in it."""
+"""Where the best mechanism goes wrong: between classes, in the plane, against the truth."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ._charts import SHORT, Chart, altair, inline, spec_of
+from ._charts import Chart, altair, inline, spec_of
 from .results import Comparison, Errors
 
+MOST_CLASSES = 20
+"""Of more classes, a matrix shows those that are most confused."""
 MOST_COLOURS = 12
+SHORT = 2
+"""Labels of so many characters are drawn in place of points."""
+
+
+def confusion(found: Comparison) -> Chart | None:
+    """What the best mechanism takes for what."""
+    errors = found.errors
+    if errors is None or not errors.confusion:
+        return None
+    alt = altair()
+    chosen, note = _shown_classes(errors.confusion)
+    rows = []
+    for i in chosen:
+        total = max(sum(errors.confusion[i]), 1)
+        rows += [
+            {
+                "true": found.data.classes[i],
+                "taken for": found.data.classes[j],
+                "count": errors.confusion[i][j],
+                "share": errors.confusion[i][j] / total,
+                "shown": str(errors.confusion[i][j] or ""),
+            }
+            for j in chosen
+        ]
+    order = [found.data.classes[i] for i in chosen]
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("taken for:N", sort=order, axis=alt.Axis(labelAngle=0, labelLimit=80)),
+        y=alt.Y("true:N", sort=order, axis=alt.Axis(labelLimit=110)),
+        tooltip=["true:N", "taken for:N", "count:Q", alt.Tooltip("share:Q", format=".1%")],
+    )
+    cells = base.mark_rect(stroke="@surface", strokeWidth=2, cornerRadius=3).encode(
+        color=alt.Color(
+            "share:Q", legend=None,
+            scale=alt.Scale(type="sqrt", domain=[0, 1], range=["@empty", "@accent"]),
+        )
+    )  # fmt: skip
+    counts = base.mark_text(fontSize=11).encode(
+        text="shown:N",
+        color=alt.condition("datum.share > 0.35", alt.value("@onaccent"), alt.value("@text")),
+    )
+    size = max(26, min(44, 330 // len(chosen)))
+    chart = alt.layer(cells, counts).properties(width="container", height=size * len(chosen))
+    return Chart(
+        f"What {errors.label} takes for what",
+        f"Counts over the test vectors of all splits; rows are the true classes.{note}",
+        spec_of(chart, f"confusion matrix of {errors.label}"),
+    )
+
+
+def _shown_classes(counts: tuple[tuple[int, ...], ...]) -> tuple[list[int], str]:
+    """All classes, or of many those that are most confused."""
+    if len(counts) <= MOST_CLASSES:
+        return list(range(len(counts))), ""
+    wrong = [
+        sum(counts[i]) + sum(line[i] for line in counts) - 2 * counts[i][i]
+        for i in range(len(counts))
+    ]
+    worst = sorted(range(len(counts)), key=lambda i: -wrong[i])[:MOST_CLASSES]
+    return sorted(worst), f" Only the {MOST_CLASSES} classes with most errors."
 
 
 def picture(found: Comparison) -> Chart | None:

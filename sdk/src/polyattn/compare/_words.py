@@ -64,10 +64,10 @@ def _others(found: Comparison, best: Row) -> str:
         return "No other mechanism is as good: every difference is more than chance (p < 0.05)."
     said = f"{fmt.listing(tied)} cannot be told from it on these splits (p ≥ 0.05)"
     if not others:
-        more = "; choose by cost" if len(tied) > 1 else ""
+        more = "; more of them may tell (--splits 20)" if len(tied) > 1 else ""
         return f"{said}{more}."
-    rest = "is" if len(others) == 1 else "are"
-    return f"{said}; the other {len(others)} {rest} worse by more than chance."
+    rest = "one is" if len(others) == 1 else f"{len(others)} are"
+    return f"{said}; the other {rest} worse by more than chance."
 
 
 def _nearest(found: Comparison) -> str:
@@ -102,20 +102,25 @@ def _has(names: list[str]) -> str:
 
 
 def recommend(found: Comparison) -> Recommendation | None:
-    """The fastest of those that are tied with the best; the best where it is about as fast."""
+    """The fastest within one standard error of the best; the best where it is about as fast.
+
+    That a mechanism is tied is not enough: with few splits the test may miss a difference that
+    matters.
+    """
     best = found.best
     if best is None:
         return None
-    fastest = min(found.tied, key=lambda row: row.seconds)
-    if best.seconds <= 1.1 * fastest.seconds:
-        fastest = best
+    margin = best.scores[found.metric.name].standard_error
+    near = [row for row in found.tied if row.difference and -row.difference.mean <= margin]
+    fastest = min([best, *near], key=lambda row: row.seconds)
     score = fmt.score(found.metric, best.scores[found.metric.name].mean)
-    if fastest is best:
-        alone = "" if len(found.tied) == 1 else ", and none of those tied with it is much faster"
-        reason = f"best {found.metric.title}, {score}{alone}"
-    else:
-        ratio = best.seconds / fastest.seconds
-        reason = f"cannot be told from {best.label}, the best, and is {ratio:.1f} times as fast"
+    if best.seconds <= 1.1 * fastest.seconds:
+        alone = ", and none that comes near it is much faster" if len(near) > 1 else ""
+        return Recommendation(
+            best, f"best {found.metric.title}, {score}{alone}", _snippet(found, best)
+        )
+    ratio = best.seconds / fastest.seconds
+    reason = f"within one standard error of {best.label}, the best, and {ratio:.1f} times as fast"
     return Recommendation(fastest, reason, _snippet(found, fastest))
 
 
@@ -126,7 +131,7 @@ def _snippet(found: Comparison, row: Row) -> str:
     return (
         "import polyattn as pa\n\n"
         f"attend = pa.create({json.dumps(name)}, dim={found.data.dim}{options})\n\n"
-        f"# {known} of shape (…, {found.data.dim}); values of any width\n"
+        f"# {known} (…, {found.data.dim}), values of any width\n"
         "output = attend(queries, keys, values)"
     )
 

@@ -190,7 +190,7 @@ class Comparison:
         raise KeyError(f"{label!r} is not among {', '.join(row.label for row in self.rows)}")
 
     def recommend(self) -> Recommendation | None:
-        """The fastest of those that cannot be told from the best; None where all failed."""
+        """The fastest within one standard error of the best; None where all failed."""
         from ._words import recommend
 
         return recommend(self)

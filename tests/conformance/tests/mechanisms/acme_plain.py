@@ -11,7 +11,7 @@ from polyattn_core.arrays import unbroadcast
 from polyattn_core.config import AttentionConfig
 from polyattn_core.mechanism import Call, Gradients, Mechanism
 from polyattn_core.partial import PartialState
-from polyattn_core.spec import Capabilities, MechanismSpec
+from polyattn_core.spec import Capabilities, MechanismSpec, SideInput
 
 STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
 
@@ -173,6 +173,46 @@ class PlainUnlearned(Plain):
     learns = False
 
 
+def gated_reference(query, key, value, mask=None, bias=None, *, config, parameters, gate):
+    """gate · softmax(gain · scale · q·kᵀ) v."""
+    output = reference(query, key, value, mask, bias, config=config, parameters=parameters)
+    return gate.reshape(output.shape[:-1])[..., None] * output
+
+
+class PlainGated(Plain):
+    """With a side input, a factor for each query, and its gradient."""
+
+    def _gate(self, call: Call) -> Any:
+        return call.side["gate"].reshape(call.query.shape[:3])[..., None].astype(call.dtype)
+
+    def _forward(self, call):
+        return self._gate(call) * super()._forward(call)
+
+    def _vjp(self, call):
+        output, pull = super()._vjp(call)
+        gate = self._gate(call)
+
+        def pullback(gradient):
+            found = pull(gate * gradient)
+            by_gate = (gradient * output).sum(axis=-1)
+            found.side["gate"] = by_gate.reshape(call.side["gate"].shape)
+            return found
+
+        return gate * output, pullback
+
+    def _partial(self, call):
+        state = super()._partial(call)
+        return PartialState(self._gate(call) * state.output, state.log_sum_exp)
+
+
+def gates(rng, lead, heads, queries, keys, dim) -> dict[str, Any]:
+    """Side inputs for `PlainGated`."""
+    return {"gate": rng.random((*lead, heads, queries))}
+
+
+GATE = SideInput(name="gate", shape="(..., heads, queries)", description="a factor")
+
+
 def spec(name: str, factory: str, **changes: Any) -> MechanismSpec:
     """The spec of a mechanism like `plain`, with some of its entries changed."""
     capabilities = {
@@ -197,4 +237,10 @@ def spec(name: str, factory: str, **changes: Any) -> MechanismSpec:
 GOOD = (
     spec("plain", "acme_plain:Plain"),
     spec("unlearned", "acme_plain:PlainUnlearned", capabilities={"parametric": False}),
+    spec(
+        "gated",
+        "acme_plain:PlainGated",
+        reference="acme_plain:gated_reference",
+        capabilities={"side_inputs": (GATE,), "statistics": ()},
+    ),
 )

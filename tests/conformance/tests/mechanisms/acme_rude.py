@@ -45,11 +45,6 @@ class DoesWithoutSideInput(Plain):
         return side
 
 
-def gates(rng, lead, heads, queries, keys, dim) -> dict[str, Any]:
-    """The side input of `DoesWithoutSideInput`, which it does not look at."""
-    return {"gate": rng.random((*lead, heads, queries))}
-
-
 class CallsItselfOther(Plain):
     name = "acme/other"  # type: ignore[assignment]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from acme_plain import Plain, PlainUnlearned
+from acme_plain import Plain, PlainGated, PlainUnlearned
 
 from polyattn_core.masks import Not
 
@@ -201,6 +201,18 @@ class ForgetsSharedInputs(Plain):
     def vjp(self, query, key=None, value=None, **options):
         key = query if key is None else key
         return super().vjp(query, key, key if value is None else value, **options)
+
+
+class GateGradientTooLarge(PlainGated):
+    def _vjp(self, call):
+        output, pull = super()._vjp(call)
+
+        def pullback(gradient):
+            found = pull(gradient)
+            found.side["gate"] *= 1.01
+            return found
+
+        return output, pullback
 
 
 class WidensGradients(Plain):

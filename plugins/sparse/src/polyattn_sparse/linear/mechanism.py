@@ -172,8 +172,7 @@ class Favor(KernelFeatureMechanism):
 
     References
     ----------
-    Choromanski et al., Rethinking attention with Performers, arXiv:2009.14794: lemma 1 for the
-    features, lemma 2 for the variances, theorem 2 for orthogonality.
+    Choromanski et al., Rethinking attention with Performers, arXiv:2009.14794.
 
     Examples
     --------

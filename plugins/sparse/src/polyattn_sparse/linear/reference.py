@@ -71,8 +71,8 @@ def favor_attention(
 def default_features(size: int) -> int:
     """d·ln d projections, rounded up to a multiple of 16, at least 16.
 
-    So many orthogonal projections approximate the soft-max kernel uniformly well, by theorem 4 of
-    arXiv:2009.14794, up to a factor that depends on the accuracy.
+    How many a given accuracy takes grows like d·ln d, and not with the number of tokens
+    (arXiv:2009.14794).
     """
     return max(16, math.ceil(size * math.log(size) / 16) * 16)
 

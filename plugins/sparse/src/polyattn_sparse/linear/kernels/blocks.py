@@ -247,9 +247,12 @@ def block_operations(dtype: str) -> SimpleNamespace:
     rows), exp_rows(logs, lift, down, out, rows)
         See above.
     """
-    high, columns, across = target.tile(dtype).rows, target.tile(dtype).columns, lanes(dtype)
+    columns, across = target.tile(dtype).columns, lanes(dtype)
+    high = target.tile(dtype).accumulators // columns
     square, square_tail = (_product(dtype, n, columns) for n in (high, 1))
-    narrow, narrow_tail = (_product(dtype, n, 1) for n in (high, 1))
+    # Twice as many rows of one vector: few sums at a time would wait for each other.
+    tall = 2 * high
+    narrow, narrow_tail = (_product(dtype, n, 1) for n in (tall, 1))
     square_transpose = _square_transpose(dtype)
     scale, tokens, rows_of = _scale_row(dtype), _exp_tokens(dtype), _exp_rows(dtype)
 
@@ -262,17 +265,18 @@ def block_operations(dtype: str) -> SimpleNamespace:
             while m < rows:
                 c = _from(out, m * c_step + n * across)
                 a = _from(left, m * a_row)
-                if m + high <= rows:
-                    if full:
+                if full:
+                    if m + high <= rows:
                         square(c, c_step, a, a_row, a_step, b, b_step, length)
+                        m += high
                     else:
-                        narrow(c, c_step, a, a_row, a_step, b, b_step, length)
-                    m += high
-                else:
-                    if full:
                         square_tail(c, c_step, a, a_row, a_step, b, b_step, length)
-                    else:
-                        narrow_tail(c, c_step, a, a_row, a_step, b, b_step, length)
+                        m += 1
+                elif m + tall <= rows:
+                    narrow(c, c_step, a, a_row, a_step, b, b_step, length)
+                    m += tall
+                else:
+                    narrow_tail(c, c_step, a, a_row, a_step, b, b_step, length)
                     m += 1
             n += columns if full else 1
 

@@ -155,10 +155,10 @@ def forward_kernel(dtype: str) -> Kernel:
             if p.counts[b, n] > 0 and count > 1 and p.plan[0] == EXPONENTIAL and total < least:
                 return False
             log_normaliser[b, h, n] = lowest
+            total += p.numbers[2]
             if p.counts[b, n] == 0 or total == zero:
                 clear(work.result, j * across, across)
             else:
-                total += p.numbers[2]
                 factor = one / total
                 log_normaliser[b, h, n] = work.peak[j] + np.log(total)
             call(
