@@ -365,6 +365,26 @@ def test_the_recommendation_can_be_run(result: Any) -> None:
     assert names["attend"].config.dim == 4
 
 
+def test_the_recommendation_is_fast_but_not_at_any_price(result: Any) -> None:
+    score = dataclasses.replace(result.best.scores["accuracy"], standard_error=0.02)
+    best = dataclasses.replace(result.best, scores={"accuracy": score}, seconds=1.0)
+
+    def faster(label: str, seconds: float, behind: float, tied: bool = True) -> Any:
+        difference = dataclasses.replace(best.difference, mean=-behind)
+        return dataclasses.replace(
+            best, label=label, seconds=seconds, difference=difference, tied=tied
+        )
+
+    near, far = faster("near", 0.5, 0.015), faster("far", 0.1, 0.05)
+    worse = faster("worse", 0.1, 0.01, tied=False)
+    advice = dataclasses.replace(result, rows=(best, worse, near, far)).recommend()
+    assert advice.row is near
+    assert advice.reason.endswith("the best, and 2.0 times as fast")
+    about_as_fast = faster("near", 0.95, 0.0)
+    advice = dataclasses.replace(result, rows=(best, about_as_fast)).recommend()
+    assert advice.row is best
+
+
 def test_the_command_repeats_the_settings() -> None:
     found = run(
         mechanisms="soft,near[shift=1]", options={"soft": {"shift": 2}}, metric="log-loss", seed=3

@@ -36,7 +36,8 @@ class PartialState:
             raise ArgumentError(
                 "other", f"a state of shape {other.output.shape}", f"shape {self.output.shape}"
             )
-        total = np.logaddexp(self.log_sum_exp, other.log_sum_exp)
+        with np.errstate(invalid="ignore"):  # NaN stays NaN
+            total = np.logaddexp(self.log_sum_exp, other.log_sum_exp)
         base = np.where(np.isneginf(total), 0, total)
         mine = np.exp(self.log_sum_exp - base)[..., None]
         others = np.exp(other.log_sum_exp - base)[..., None]
@@ -48,7 +49,8 @@ class PartialState:
         output = self.output
         if self.sink is not None:
             sink = self.sink[:, None]
-            kept = np.exp(self.log_sum_exp - np.logaddexp(self.log_sum_exp, sink))
+            with np.errstate(invalid="ignore"):
+                kept = np.exp(self.log_sum_exp - np.logaddexp(self.log_sum_exp, sink))
             output = output * kept[..., None]
         return output if self.dtype is None else output.astype(self.dtype)
 

@@ -142,6 +142,17 @@ def test_bias_comes_after_the_cap(
     np.testing.assert_allclose(output, plain.attend(name, scores, value), **CLOSE)
 
 
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_is_not_swallowed(create: Create, name: str, dtype: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 12)).astype(dtype)
+    wrong = x.copy()
+    wrong[2, 0] = np.nan
+    mechanism = create(name, dim=12, heads=1)
+    assert np.isnan(mechanism(wrong, x, x)).any(axis=-1).tolist() == [i == 2 for i in range(5)]
+    assert np.isnan(mechanism(x, wrong, x)).any(axis=-1).all()
+
+
 # ---- dropout ----
 
 

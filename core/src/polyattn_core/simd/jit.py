@@ -69,21 +69,25 @@ class Kernel:
     def compile(self) -> Any:
         """The compiled function; compiles it if that has not happened yet."""
         if self._dispatcher is None:
-            with _compiling:
-                found = self._dispatcher
-                if found is not None:  # another thread was faster
-                    return found
-                dispatcher: Any = numba.njit(**OPTIONS)(self._function)
-                took = _compile(
-                    dispatcher,
-                    _key(self._function, self._tag),
-                    lambda: dispatcher.compile(self._signature),
-                )
-                dispatcher.disable_compile()
-                self._dispatcher = dispatcher
-            # Not under the lock: a listener may wait for another thread.
-            notices.tell(self.name, *took)
+            took = self._compile()
+            if took is not None:
+                # Not under the lock: a listener may wait for another thread.
+                notices.tell(self.name, *took)
         return self._dispatcher
+
+    def _compile(self) -> tuple[float, bool] | None:
+        with _compiling:
+            if self._dispatcher is not None:  # another thread was faster
+                return None
+            dispatcher: Any = numba.njit(**OPTIONS)(self._function)
+            took = _compile(
+                dispatcher,
+                _key(self._function, self._tag),
+                lambda: dispatcher.compile(self._signature),
+            )
+            dispatcher.disable_compile()
+            self._dispatcher = dispatcher
+            return took
 
     def __call__(self, *args: Any) -> Any:
         dispatcher = self._dispatcher
