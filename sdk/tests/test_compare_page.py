@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from polyattn.compare import compare
+from polyattn.compare import Progress, compare
 from polyattn.compare._picture import confusion
+from polyattn.compare._tasks import ACCURACY
+from polyattn.compare._terminal import Display
 
 for module in ("sklearn", "altair", "vl_convert", "polyattn_standard"):
     pytest.importorskip(module)
@@ -229,3 +233,22 @@ def test_what_is_not_installed_is_named(
     done = cli("compare", "iris", *ARGUMENTS)
     assert done.code == 1
     assert f'needs {package}, which is not installed: pip install "polyattn[compare]"' in done.err
+
+
+def test_progress_is_shown_on_a_terminal_only() -> None:
+    steps = [
+        Progress(0, 4, "top-k[k=8]", False, ACCURACY, ()),
+        Progress(2, 4, "flash", True, ACCURACY, (("top-k[k=8]", 0.971), ("flash", 0.9))),
+        Progress(4, 4, "", True, ACCURACY, (("top-k[k=8]", 0.971),)),
+    ]
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+        with Display(console) as display:
+            for step in steps:
+                display(step)
+        shown[terminal] = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown[False] == ""
+    assert "putting it together" in shown[True]
+    assert "4/4" in shown[True]
+    assert "97.1 %" in shown[True]

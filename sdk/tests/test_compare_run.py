@@ -332,6 +332,13 @@ def test_a_sharpness_that_is_given_is_not_tuned() -> None:
         assert row.options == {"scale": 3}
 
 
+def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, noted in ((100.0, True), (0.1, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load), raising=False)
+        notes = run(mechanisms="flat").data.notes
+        assert any("busy (load 100.0" in note for note in notes) == noted
+
+
 def test_progress_is_told() -> None:
     seen: list[Progress] = []
     run(mechanisms="soft,broken", progress=seen.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from polyattn_core.errors import PolyattnError
@@ -36,3 +37,12 @@ def need(module: str, package: str, purpose: str) -> Any:
         if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the package is there, but broken: its own message says more
         raise DependencyError(package, purpose) from None
+
+
+def limited_threads(threads: int | None) -> AbstractContextManager[Any]:
+    """Limit the threads of NumPy and scikit-learn; None leaves them alone."""
+    if threads is None:
+        return nullcontext()
+    control = need("threadpoolctl", "threadpoolctl", "limiting threads")
+    limits: AbstractContextManager[Any] = control.threadpool_limits(limits=threads)
+    return limits

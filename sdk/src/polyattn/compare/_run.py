@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from . import _measure
 from ._assemble import find_errors, make_rows
 from ._checks import Checked, check
 from ._folds import Fold, make_folds
-from ._optional import need
+from ._optional import limited_threads, need
 from ._selection import select, split_names
 from ._smoothers import Candidate, NearestNeighbours, NumpySoftmax
 from ._tasks import Classification, Regression, Task
@@ -119,7 +118,7 @@ def compare(
     mechanisms_found, left_out = select(chosen, dim)
     candidates: list[Candidate] = [NearestNeighbours(), NumpySoftmax(), *mechanisms_found]
     report = _Reporter(progress, metric, len(folds), len(candidates))
-    with _limited(chosen.threads):
+    with limited_threads(chosen.threads):
         outcomes = [run(c, task, metric, folds, chosen, report.begin(c)) for c in candidates]
     report.end()
     rows = make_rows(outcomes, task, metric, folds)
@@ -186,16 +185,6 @@ class _Reporter:
         self._report(self._total, "")
 
 
-def _limited(threads: int | None) -> AbstractContextManager[Any]:
-    """Limit the threads of NumPy's products, too."""
-    if threads is None:
-        return nullcontext()
-    limits: AbstractContextManager[Any] = need(
-        "threadpoolctl", "threadpoolctl", "--threads"
-    ).threadpool_limits(limits=threads)
-    return limits
-
-
 def _summary(found: Dataset, checked: Checked, folds: list[Fold]) -> DataSummary:
     return DataSummary(
         name=found.name,
@@ -207,8 +196,18 @@ def _summary(found: Dataset, checked: Checked, folds: list[Fold]) -> DataSummary
         classes=checked.classes,
         train=len(folds[0].test.key),
         test=len(folds[0].test.query),
-        notes=checked.notes,
+        notes=(*checked.notes, *_busy()),
     )
+
+
+def _busy() -> tuple[str, ...]:
+    """A note on times, where the machine had other things to do."""
+    if not hasattr(os, "getloadavg"):
+        return ()
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < 1.5 * cores:
+        return ()
+    return (f"the machine was busy (load {load:.1f} on {cores} cores): times mean little",)
 
 
 def _environment() -> dict[str, str]:

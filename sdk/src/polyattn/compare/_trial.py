@@ -14,6 +14,7 @@ from polyattn_core.errors import ConfigError, PolyattnError
 
 from . import _measure
 from ._folds import Fold, Part
+from ._optional import limited_threads
 from ._smoothers import Candidate, Smoothing
 from ._tasks import Classification, NotFiniteError, Task
 from ._tuning import Search, search, search_grid
@@ -125,7 +126,10 @@ def _tuned(
 
     if candidate.grid is not None:
         keys = min(len(part.key) for part, _ in parts)
-        found = search_grid(loss, [value for value in candidate.grid if value <= keys])
+        # Many small calls: threads that spin while they wait for each other make them slow where
+        # others use the machine.
+        with limited_threads(1):
+            found = search_grid(loss, [value for value in candidate.grid if value <= keys])
     else:
         found = search(loss, probe, candidate.whole, _typical_distance(fold.validation[0]))
     # What is tuned for, in place of the loss.
