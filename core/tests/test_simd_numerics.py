@@ -151,9 +151,7 @@ def test_one_score_far_above_all_others_takes_the_whole_weight(build: Build, dty
 
 @both
 @pytest.mark.parametrize("keys", [30, 64, 200])
-def test_scores_far_below_count_nothing_next_to_others(
-    build: Build, dtype: Any, keys: int
-) -> None:
+def test_scores_far_below_count_nothing_next_to_others(build: Build, dtype: Any, keys: int) -> None:
     query, key, value = arrays(5, dtype, (1, 70, 8), (1, keys, 8), (1, keys, 8))
     bias = np.zeros((70, keys), dtype)
     bias[:, keys // 2 :] = -1e4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -358,73 +357,6 @@ def test_arrays_and_lists() -> None:
     assert found.data.classes == ("kind 0", "kind 1")
     assert found.best.scores["accuracy"].mean > 0.9
     assert found.command == ""
-
-
-# ---- what it says -------------------------------------------------------------------------------
-
-
-def test_the_recommendation_can_be_run(result: Any) -> None:
-    advice = result.recommend()
-    assert advice.row.tied
-    names: dict[str, Any] = {}
-    exec(advice.snippet.rpartition("\n\n")[0], names)
-    assert names["attend"].name == advice.row.name
-    assert names["attend"].config.dim == 4
-
-
-def test_the_recommendation_is_fast_but_not_at_any_price(result: Any) -> None:
-    score = dataclasses.replace(result.best.scores["accuracy"], standard_error=0.02)
-    best = dataclasses.replace(result.best, scores={"accuracy": score}, seconds=1.0)
-
-    def faster(label: str, seconds: float, behind: float, tied: bool = True) -> Any:
-        difference = dataclasses.replace(best.difference, mean=-behind)
-        return dataclasses.replace(
-            best, label=label, seconds=seconds, difference=difference, tied=tied
-        )
-
-    near, far = faster("near", 0.5, 0.015), faster("far", 0.1, 0.05)
-    worse = faster("worse", 0.1, 0.01, tied=False)
-    advice = dataclasses.replace(result, rows=(best, worse, near, far)).recommend()
-    assert advice.row is near
-    assert advice.reason.endswith("the best, and 2.0 times as fast")
-    about_as_fast = faster("near", 0.95, 0.0)
-    advice = dataclasses.replace(result, rows=(best, about_as_fast)).recommend()
-    assert advice.row is best
-
-
-def test_the_command_repeats_the_settings() -> None:
-    found = run(
-        mechanisms="soft,near[shift=1]", options={"soft": {"shift": 2}}, metric="log-loss", seed=3
-    )
-    assert found.command == (
-        "polyattn compare iris --mechanisms 'soft,near[shift=1]' --set soft.shift=2 "
-        "--metric log-loss --splits 2 --seed 3 --limit 100 --threads 1"
-    )
-
-
-def test_the_summary_tells_what_was_found(result: Any) -> None:
-    done, best, others, *_ = result.summary()
-    assert "In each of 2 random splits, 30 test vectors attended over 120" in done
-    assert best.startswith(f"{result.best.label} has the best accuracy of 4 mechanisms: 9")
-    assert "cannot be told from it" in others
-    assert result.summary()[-1] == "broken failed and has no figures."
-
-
-def test_results_are_frozen_and_plain(result: Any) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        result.rows = ()
-    found = json.loads(result.to_json())
-    assert found["best"] == result.best.label
-    assert found["settings"]["splits"] == 2
-    assert found["rows"][-1]["error"] == "RuntimeError: out of order"
-    assert found["rows"][-1]["seconds"] is None
-    assert "points" not in found["errors"]
-    table = result.table()
-    assert "★" in table
-    assert "broken" not in table
-    assert max(map(len, table.splitlines())) <= 110
-    assert "sharpness" in table
-    assert "sharpness" not in result.table(width=80)
 
 
 def test_a_name_that_is_unknown_is_an_error() -> None:

@@ -3,7 +3,7 @@
 The table is here, not in the families, because it has to be known when a family is *not* installed:
 it turns an unknown name into an install hint, and keeps any other package from giving `flash` a
 new meaning. A short name in this table always means ``<family>/<name>`` of the distribution
-``polyattn-<family>``.
+``polyattn-<family>``; only that of ``sdk`` is called ``polyattn``.
 """
 
 from __future__ import annotations
@@ -96,9 +96,15 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "sheaf": ("sheaf", "residual-sparse", "early-exit"),
         "report": (),
+        # These offer diagnostics sinks.
+        "core": (),
+        "sdk": (),
     }
 )
 """Family → the short names of its mechanisms."""
+
+_DISTRIBUTIONS: Mapping[str, str] = MappingProxyType({"sdk": "polyattn"})
+"""Family → its distribution, where that is not ``polyattn-<family>``."""
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
@@ -110,6 +116,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "mla": "latent",
         "longformer": "local-global",
         "streaming-llm": "streaming",
+        "performer": "favor",
         "ssd": "mamba2",
         "poincare": "hyperbolic",
         "quantized-mixed-curvature": "quantised-mixed-curvature",
@@ -139,7 +146,9 @@ def full_name_of(short: str) -> str | None:
 def distribution_of(family: str) -> str | None:
     """The only distribution that may provide a reserved family; None for a family of others.
 
-    >>> distribution_of("transport"), distribution_of("acme")
-    ('polyattn-transport', None)
+    >>> distribution_of("transport"), distribution_of("sdk"), distribution_of("acme")
+    ('polyattn-transport', 'polyattn', None)
     """
-    return f"polyattn-{family}" if family in FAMILIES else None
+    if family not in FAMILIES:
+        return None
+    return _DISTRIBUTIONS.get(family, f"polyattn-{family}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from polyattn_core.hooks import API_VERSION, hookimpl
 from polyattn_core.spec import (
@@ -47,6 +48,14 @@ def _pattern(
         tags=("softmax", "pattern"),
     )
 
+
+_FEATURES = Capabilities(
+    masks=("causal", "padding", "prefix"),
+    bias=False,
+    partial=True,
+    statistics=("weights", "log_sum_exp", "column_mass"),
+    time="O(n d²)",
+)
 
 MECHANISMS = (
     MechanismSpec(
@@ -144,6 +153,33 @@ MECHANISMS = (
         sharpness="scale",
         tags=("softmax", "sparse-weights"),
     ),
+    MechanismSpec(
+        name="linear",
+        family=FAMILY,
+        summary="Feature maps in place of the exponential: linear time, a running sum when causal",
+        formula="φ(q) Σ φ(k) vᵀ / φ(q) Σ φ(k), φ = elu + 1",
+        factory=f"{_MODULE}.linear.mechanism:Linear",
+        config=f"{_MODULE}.linear.config:LinearConfig",
+        reference=f"{_MODULE}.linear.reference:linear_attention",
+        papers=("2006.16236",),
+        capabilities=_FEATURES,
+        sharpness="scale",
+        tags=("kernel-features", "long"),
+    ),
+    MechanismSpec(
+        name="favor",
+        family=FAMILY,
+        summary="FAVOR+: positive orthogonal random features approximate the soft-max",
+        formula="φ(q) Σ φ(k) vᵀ / φ(q) Σ φ(k), φᵣ(x) = exp(ωᵣ·x − ‖x‖²/2)/√m",
+        factory=f"{_MODULE}.linear.mechanism:Favor",
+        config=f"{_MODULE}.linear.config:FavorConfig",
+        reference=f"{_MODULE}.linear.reference:favor_attention",
+        papers=("2009.14794",),
+        capabilities=replace(_FEATURES, exact=False, time="O(n m d)", memory="O(n d + m d)"),
+        sharpness="scale",
+        aliases=("performer",),
+        tags=("kernel-features", "long", "random"),
+    ),
 )
 
 
@@ -178,6 +214,8 @@ _NARROW: tuple[tuple[str, dict[str, object]], ...] = (
     ("block-sparse", {"block": 4, "neighbours": 0}),
     ("bigbird", {"block": 4, "neighbours": 0, "random_blocks": 1}),
     ("top-k", {"k": 3}),
+    ("linear", {"features": "relu", "epsilon": 0.1}),
+    ("favor", {"features": 24, "kind": "hyperbolic"}),
 )
 """Options at which a pattern shows at the sizes of the checks."""
 

@@ -28,8 +28,10 @@ def make_rows(
     ratio = len(folds[0].test.query) / len(folds[0].test.key)
     sign = 1 if metric.higher_is_better else -1
     sound = [outcome for outcome in outcomes if not outcome.error]
-    # Equal means are told apart by time, so that the order does not hang on names.
-    sound.sort(key=lambda o: (-sign * round(float(np.mean(o.scores[metric.name])), 12), _time(o)))
+    # Of equal means the other metrics decide, then the order in which they were asked for: not the
+    # time, so that a run repeats itself.
+    order = [metric, *(other for other in task.metrics if other is not metric)]
+    sound.sort(key=lambda outcome: [_rank(outcome, m) for m in order])
     best = next((o.scores[metric.name] for o in sound if not o.candidate.anchor), None)
     rows = []
     for outcome in [*sound, *(o for o in outcomes if o.error)]:
@@ -43,6 +45,12 @@ def make_rows(
         scores = {m.name: estimate(outcome.scores[m.name], ratio, m) for m in task.metrics if ok}
         rows.append(_row(outcome, scores, differences, p, ratio))
     return tuple(rows)
+
+
+def _rank(outcome: Outcome, metric: Metric) -> float:
+    """Smaller is better; without the digits in which equal sums may differ."""
+    mean = float(np.mean(outcome.scores[metric.name]))
+    return round(-mean if metric.higher_is_better else mean, 9)
 
 
 def _row(

@@ -34,7 +34,9 @@ def linear_attention(
     if mask is not None:
         weights = np.where(mask, weights, 0)
     total = weights.sum(axis=-1, keepdims=True)
-    return np.where(total == 0, 0, weights @ value / np.where(total == 0, 1, total + config.epsilon))
+    return np.where(
+        total == 0, 0, weights @ value / np.where(total == 0, 1, total + config.epsilon)
+    )
 
 
 def favor_attention(
@@ -53,7 +55,7 @@ def favor_attention(
     def logarithms(x: Array) -> Array:
         x = root * x
         norms = (x * x).sum(axis=-1, keepdims=True)
-        return x @ projection.T - norms / 2 - math.log(len(projection)) / 2
+        return np.asarray(x @ projection.T - norms / 2 - math.log(len(projection)) / 2)
 
     own, theirs = logarithms(query), logarithms(key)
     scores = np.stack(

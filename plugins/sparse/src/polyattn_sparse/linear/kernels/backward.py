@@ -45,7 +45,9 @@ from .steps import scan_operations
 # what is subtracted from the logarithms of their features, and where the gradient and the sum of
 # payloads go; an array of size 0 is not written.
 Rows = namedtuple("Rows", "vector weight shift gradient result")
-Work = namedtuple("Work", "tokens logs features slopes found total vector pairs limit line seen probe")
+Work = namedtuple(
+    "Work", "tokens logs features slopes found total vector pairs limit line seen probe"
+)
 
 
 @functools.cache
@@ -91,7 +93,7 @@ def backward_kernel(dtype: str) -> Kernel:
 
     @inline
     def accumulate(p, work):  # type: ignore[no-untyped-def]
-        """Add what was found to the gradient by the logarithms of features, or by x of plain ones."""
+        """Add what was found to the gradient by logarithms of features, or by x of plain ones."""
         slopes = work.features if p.plan[0] == EXPONENTIAL else work.slopes
         for x in range(p.plan[1] * wide):
             work.total[x] += work.found[x] * slopes[x]
@@ -247,9 +249,7 @@ def backward_kernel(dtype: str) -> Kernel:
         item, shift, payload, weight, row, counts, projection, numbers, plan, pieces, vector,
         row_weight, row_shift, gradient, result, counter,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        p = Problem(
-            item, shift, payload, weight, row, counts, projection, numbers, plan, pieces
-        )
+        p = Problem(item, shift, payload, weight, row, counts, projection, numbers, plan, pieces)
         rows = Rows(vector, row_weight, row_shift, gradient, result)
         units = min(item.shape[1], row.shape[1])
         features, size, value_size = plan[1], item.shape[3], payload.shape[3]

@@ -154,9 +154,7 @@ def _exp_tokens(dtype: str) -> Any:
         lowest = ir.Constant(vectors.scalar, float("-inf"))
         zero = ir.Constant(vectors.scalar, 0.0)
         sharp = vectors.constant(_SHARP)
-        weights = [
-            vectors.load(builder, weight, index(n * vectors.lanes)) for n in range(columns)
-        ]
+        weights = [vectors.load(builder, weight, index(n * vectors.lanes)) for n in range(columns)]
         with Loop(builder, rows, []) as loop:
             row = builder.gep(features, [builder.mul(loop.i, index(columns * vectors.lanes))])
             logs = [vectors.load(builder, row, index(n * vectors.lanes)) for n in range(columns)]
@@ -173,7 +171,9 @@ def _exp_tokens(dtype: str) -> Any:
                 feature = vectors.exp2(builder, power)
                 vectors.store(builder, feature, row, index(n * vectors.lanes))
                 total = vectors.multiply_add(builder, feature, weights[n], total)
-            builder.store(_reduce(builder, vectors, total, builder.fadd), builder.gep(mass, [loop.i]))
+            builder.store(
+                _reduce(builder, vectors, total, builder.fadd), builder.gep(mass, [loop.i])
+            )
             loop.close([])
 
     return _operation(emit, arguments=6)
@@ -305,7 +305,7 @@ def block_operations(dtype: str) -> SimpleNamespace:
 
     number = types.float32 if dtype == "float32" else types.float64
     many = types.CPointer(number)
-    signatures = {
+    signatures: dict[Any, Any] = {
         product: (many, _INT, many, _INT, _INT, many, _INT, _INT, _INT, _INT),
         transpose: (many, _INT, many, _INT, _INT, _INT),
         scale_row: (many, many, _INT, number, many),

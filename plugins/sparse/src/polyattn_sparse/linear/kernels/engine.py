@@ -12,6 +12,7 @@ from polyattn_core.simd import threads
 
 from . import blocks
 from .backward import backward_kernel
+from .few import few_kernel
 from .forward import forward_kernel, summary_kernel
 from .state import ELU, EXPONENTIAL, RELU
 
@@ -20,6 +21,7 @@ Array = npt.NDArray[Any]
 KINDS = {"exponential": EXPONENTIAL, "elu+1": ELU, "relu": RELU}
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
 _LEAST = 256  # tokens of a piece
+_FEW, _MANY = 16, 256  # rows that share items, and items, from which weights beat a state
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class _Scan:
 
     def __init__(
         self, features: FeatureMap, items: _Side, rows: Array, counts: Array, epsilon: float,
-        limit: int | None,
+        limit: int | None, *, divide: bool = True,
     ) -> None:  # fmt: skip
         self.dtype = rows.dtype.name
         batch, row_heads, row_count, size = rows.shape
@@ -84,7 +86,7 @@ class _Scan:
         self.threads = 1 if work < _SMALL else min(limit or most, most)
         wide = blocks.wide(self.dtype)
         segment, piece, pieces = row_count, item_count, 0
-        if self.threads > 1 and batch * units < 2 * self.threads:
+        if divide and self.threads > 1 and batch * units < 2 * self.threads:
             # Few heads: parts of a head run side by side, from states that are summed up before.
             parts = -(-4 * self.threads // (batch * units))
             segment = max(_LEAST, _round_up(-(-row_count // parts), wide))
@@ -114,9 +116,7 @@ class _Scan:
     def _sum_pieces(self, count: int, across: int) -> None:
         """States of the pieces, each with all pieces before it."""
         kernel = summary_kernel(self.dtype).compile()
-        threads.run(
-            kernel, (*self.arguments, self._table), self.units * self.pieces, self.threads
-        )
+        threads.run(kernel, (*self.arguments, self._table), self.units * self.pieces, self.threads)
         sums = self._table
         total = sums[..., : count * across].reshape(self.units, self.pieces, count, across)
         mass, most = (sums[..., count * (across + k) : count * (across + k + 1)] for k in (0, 1))
@@ -163,8 +163,10 @@ def forward(
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, value.shape[3]), dtype).transpose(0, 2, 1, 3)
     log_normaliser = np.empty((batch, heads, queries), dtype)
-    scan = _Scan(features, _keys(key, value), query, counts, epsilon, limit)
-    scan.run(forward_kernel(dtype), out, log_normaliser)
+    rows = heads // key.shape[1] * queries
+    few = rows <= _FEW and key.shape[2] >= _MANY
+    scan = _Scan(features, _keys(key, value), query, counts, epsilon, limit, divide=not few)
+    scan.run((few_kernel if few else forward_kernel)(dtype), out, log_normaliser)
     return out, log_normaliser
 
 

@@ -41,9 +41,7 @@ def summary_kernel(dtype: str) -> Kernel:
     def summarise(
         item, shift, payload, weight, row, counts, projection, numbers, plan, pieces, sums, counter
     ):  # type: ignore[no-untyped-def]
-        p = Problem(
-            item, shift, payload, weight, row, counts, projection, numbers, plan, pieces
-        )
+        p = Problem(item, shift, payload, weight, row, counts, projection, numbers, plan, pieces)
         units = min(item.shape[1], row.shape[1])
         heads = item.shape[1] // units
         features, count = plan[1], plan[4]
@@ -82,7 +80,12 @@ def forward_kernel(dtype: str) -> Kernel:
     wide, lanes, padded, room, clear = ops.wide, ops.lanes, ops.padded, ops.room, ops.clear
     place = ops.place
     load_tokens, logarithms, plain_features = ops.load_tokens, ops.logarithms, ops.plain_features
-    load_state, load_block, absorb, advance = ops.load_state, ops.load_block, ops.absorb, ops.advance
+    load_state, load_block, absorb, advance = (
+        ops.load_state,
+        ops.load_block,
+        ops.absorb,
+        ops.advance,
+    )
     begin, find_limits, pair, apply_pairs = ops.begin, ops.find_limits, ops.pair, ops.apply_pairs
     new_state, new_block = ops.new_state, ops.new_block
     number = np.dtype(dtype).type
@@ -113,9 +116,7 @@ def forward_kernel(dtype: str) -> Kernel:
         for j in range(wide):
             peak[j] = zero if peak[j] == lowest else peak[j]
         if done > 0:
-            call(
-                p.plan[EXP_ROWS], work.logs, 0, state.most, 0, peak, 0, work.features, 0, features
-            )
+            call(p.plan[EXP_ROWS], work.logs, 0, state.most, 0, peak, 0, work.features, 0, features)
 
     @inline
     def from_state(p, count, state, work):  # type: ignore[no-untyped-def]
@@ -200,9 +201,7 @@ def forward_kernel(dtype: str) -> Kernel:
         item, shift, payload, weight, row, counts, projection, numbers, plan, pieces, out,
         log_normaliser, counter,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
-        p = Problem(
-            item, shift, payload, weight, row, counts, projection, numbers, plan, pieces
-        )
+        p = Problem(item, shift, payload, weight, row, counts, projection, numbers, plan, pieces)
         units, features, size = item.shape[1], plan[1], item.shape[3]
         segments = (row.shape[2] + plan[2] - 1) // plan[2]
         state = new_state(features, payload.shape[3])

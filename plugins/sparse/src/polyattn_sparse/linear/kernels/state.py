@@ -3,7 +3,7 @@
 *Items* are what is summed (keys with their values; for gradients also queries with theirs), *rows*
 are what reads the sum. The state after some items is, for each feature r,
 
-    M[r] = max log φ_r       S[r, :] = Σ φ_r e^(−M[r]) · payload       z[r] = Σ φ_r e^(−M[r]) · weight
+    M[r] = max log φ_r     S[r, :] = Σ φ_r e^(−M[r]) · payload     z[r] = Σ φ_r e^(−M[r]) · weight
 
 With a maximum for each feature the largest item of a feature always counts as 1: however large or
 small the features are, no row that sees anything finds nothing. Feature maps without exponentials
@@ -137,13 +137,13 @@ def state_operations(dtype: str) -> SimpleNamespace:
         if count < wide:
             clear(tokens, ZERO, size * wide)
         call(
-            p.plan[TRANSPOSE], array, place(array, b, h, first), step(array), tokens, 0, wide, count,
-            size,
+            p.plan[TRANSPOSE], array, place(array, b, h, first), step(array), tokens, 0, wide,
+            count, size,
         )  # fmt: skip
 
     @inline
     def logarithms(p, tokens, shift, count, logs):  # type: ignore[no-untyped-def]
-        """logs[r · wide + lane] of the features of tokens, less a shift a token; −inf beyond `count`."""
+        """logs[r · wide + lane] of tokens' features, less a shift a token; −inf beyond `count`."""
         features, size = p.plan[1], p.projection.shape[1] - 1
         extra = size * wide
         for j in range(wide):

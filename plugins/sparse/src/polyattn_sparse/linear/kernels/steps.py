@@ -88,8 +88,8 @@ def scan_operations(dtype: str) -> SimpleNamespace:
                 start += 1
             start = start // lanes * lanes
             call(
-                p.plan[PRODUCT], pairs, i * wide + start, wide, block.features, i, 1, wide, features,
-                start, wide, min(_STRIP, width - i), (wide - start) // lanes, p.plan[1],
+                p.plan[PRODUCT], pairs, i * wide + start, wide, block.features, i, 1, wide,
+                features, start, wide, min(_STRIP, width - i), (wide - start) // lanes, p.plan[1],
             )  # fmt: skip
         hide(width, limit, pairs)
 
@@ -101,8 +101,8 @@ def scan_operations(dtype: str) -> SimpleNamespace:
             rows = min(_STRIP, count - j)
             seen = min(width, np.int64(limit[j + rows - 1]))
             call(
-                p.plan[PRODUCT], result, to + j * across, across, pairs, j, 1, wide, block.payload, 0,
-                across, rows, across // lanes, seen,
+                p.plan[PRODUCT], result, to + j * across, across, pairs, j, 1, wide, block.payload,
+                0, across, rows, across // lanes, seen,
             )  # fmt: skip
 
     return SimpleNamespace(
