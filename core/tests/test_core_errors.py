@@ -87,19 +87,27 @@ EXAMPLES: list[tuple[PolyattnError, str, tuple[type[Exception], ...]]] = [
     ),
     (
         errors.NotInstalledError("mechanism", "sinkhorn", "polyattn-transport", ("acme/sinkhorn",)),
-        "the mechanism 'sinkhorn' is not installed: pip install polyattn-transport; other packages "
-        "offer 'acme/sinkhorn'",
+        (
+            "the mechanism 'sinkhorn' is not installed: pip install "
+            "polyattn-transport; other packages offer 'acme/sinkhorn'"
+        ),
         (LookupError,),
     ),
     (
         errors.NotInstalledError("mechanism", "new", "polyattn-sparse", installed="0.1.0"),
-        "the mechanism 'new' is not in polyattn-sparse 0.1.0: pip install --upgrade polyattn-sparse",
+        (
+            "the mechanism 'new' is not in polyattn-sparse 0.1.0: pip install "
+            "--upgrade polyattn-sparse"
+        ),
         (LookupError,),
     ),
     (
         errors.AmbiguousNameError("mechanism", "one", ["acme/one", "beta/one"]),
-        "several plugins provide a mechanism called 'one'; write one of 'acme/one', 'beta/one', or "
-        "choose with polyattn.prefer('one', 'acme/one')",
+        (
+            "several plugins provide a mechanism called 'one'; write one of "
+            "'acme/one', 'beta/one', or choose with polyattn.prefer('one', "
+            "'acme/one')"
+        ),
         (LookupError, errors.RegistryError),
     ),
     (
@@ -129,9 +137,7 @@ each = pytest.mark.parametrize(
 
 
 @each
-def test_what_it_says(
-    error: PolyattnError, text: str, bases: tuple[type[Exception], ...]
-) -> None:
+def test_what_it_says(error: PolyattnError, text: str, bases: tuple[type[Exception], ...]) -> None:
     assert str(error) == text
     assert isinstance(error, (PolyattnError, *bases))
     for base in bases:

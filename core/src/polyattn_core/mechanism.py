@@ -291,7 +291,7 @@ class Mechanism(ABC):
         """
         q, k, v, single = self._split(query, key, value)
         merged = merge_heads(self.attend(q, k, v, **options))
-        return merged[0] if single else merged
+        return merged[..., 0, :] if single else merged
 
     def vjp(
         self, query: Any, key: Any = None, value: Any = None, **options: Any
@@ -308,10 +308,12 @@ class Mechanism(ABC):
 
         def pullback(gradient: Any) -> Gradients:
             incoming = as_array(gradient, "gradient")
-            expected = merged[0].shape if single else merged.shape
+            expected = merged[..., 0, :].shape if single else merged.shape
             if incoming.shape != expected:
                 raise ShapeError("gradient", incoming.shape, f"the output's shape {expected}")
-            found = pull(split_heads(incoming[None] if single else incoming, heads, "gradient"))
+            found = pull(
+                split_heads(incoming[..., None, :] if single else incoming, heads, "gradient")
+            )
             d_query, d_key, d_value = (
                 merge_heads(x) for x in (found.query, found.key, found.value)
             )
@@ -323,7 +325,7 @@ class Mechanism(ABC):
                 d_query = d_query + d_key
             return Gradients(d_query, d_key, d_value, found.bias, found.parameters, found.side)
 
-        return merged[0] if single else merged, pullback
+        return merged[..., 0, :] if single else merged, pullback
 
     # ---- state ------------------------------------------------------------------------------
 

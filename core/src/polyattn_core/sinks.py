@@ -61,18 +61,28 @@ class Sink(ABC):
             if not self._attached:
                 self.open()
             self._attached += 1
-        undos = [bus.subscribe(event, self.receive) for event in events or (Event,)]
+        undos: list[Callable[[], None]] = []
+        attached = True
 
         def undo() -> None:
+            nonlocal attached
             with self._attaching:
-                if not undos:
+                if not attached:
                     return
-                while undos:
-                    undos.pop()()
+                attached = False
+                for each in undos:
+                    each()
                 self._attached -= 1
                 if not self._attached:
                     self.close()
 
+        try:
+            # One by one, so that of several those before one that is refused are undone.
+            for event in events or (Event,):
+                undos.append(bus.subscribe(event, self.receive))  # noqa: PERF401
+        except TypeError:
+            undo()
+            raise
         return undo
 
     def __enter__(self) -> Self:

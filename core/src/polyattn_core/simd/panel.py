@@ -52,8 +52,9 @@ def _ordered(typing, bits):  # type: ignore[no-untyped-def]
 def panel_kernel(dtype: str) -> Kernel:
     """The kernel ``(problem…, out, threshold, log_denominator, counter)`` of a dtype.
 
-    `threshold` receives τ of sparsemax and entmax, or the least score among the top k;
-    `log_denominator` that of the soft-max over the top k, and −inf for empty rows of all.
+    `threshold` receives τ of sparsemax and entmax, less the row's maximum, or the least score among
+    the top k; `log_denominator` that of the soft-max over the top k, or the row's maximum, and −inf
+    for empty rows of all.
     """
     tile = target.tile(dtype)
     wide = tile.queries
@@ -72,12 +73,13 @@ def panel_kernel(dtype: str) -> Kernel:
 
     @inline
     def solve_threshold(scratch, panel, count, most, threshold, total, moment, squared):  # type: ignore[no-untyped-def]
-        """Newton steps from the left, where they rise monotonically to the root."""
+        """Newton steps from the left, where they rise monotonically to the root.
+
+        Scores are relative to their maximum, so that thresholds lie between −1 and 0 and lose no
+        digits however large the scores are.
+        """
         for j in range(wide):
-            top = scratch[most + j]
-            scratch[threshold + j] = (
-                zero if top == lowest else (half * top if squared else top) - one
-            )
+            scratch[threshold + j] = -one
         for _ in range(_NEWTON_STEPS):
             for j in range(wide):
                 scratch[total + j] = zero
@@ -192,6 +194,11 @@ def panel_kernel(dtype: str) -> Kernel:
                 for j in range(wide):
                     scratch[most + j] = max(scratch[most + j], scratch[at + j])
             if normaliser == SPARSEMAX or normaliser == ENTMAX15:
+                for i in range(count):
+                    at = panel + i * wide
+                    for j in range(wide):
+                        if scratch[most + j] != lowest:
+                            scratch[at + j] -= scratch[most + j]
                 solve_threshold(
                     scratch, panel, count, most, threshold, sums, moment, normaliser == ENTMAX15
                 )
@@ -200,8 +207,8 @@ def panel_kernel(dtype: str) -> Kernel:
                     for j in range(wide):
                         score = scratch[at + j]
                         if normaliser == ENTMAX15:
-                            weight = max(half * score - scratch[threshold + j], zero)
-                            scratch[at + j] = weight * weight
+                            weight = half * score - scratch[threshold + j]
+                            scratch[at + j] = zero if weight < zero else weight * weight
                         else:
                             weight = score - scratch[threshold + j]
                             # max(NaN, 0) would hide a score that is not a number.

@@ -66,7 +66,12 @@ def weight_operations(dtype: str) -> SimpleNamespace:
             for i in range(nk):
                 at = scores + i * wide
                 for j in range(wide):
-                    score = scratch[at + j]
+                    # The second row is the row's maximum; see panel.
+                    most = scratch[second + j]
+                    score = scratch[at + j] - (zero if most == lowest else most)
+                    # Never above 0; said so, as the compiler would else take the threshold from
+                    # the maximum first, and lose it.
+                    score = zero if score > zero else score
                     if normaliser == SPARSEMAX:
                         weight = score - scratch[first + j]
                         scratch[at + j] = zero if weight < zero else weight

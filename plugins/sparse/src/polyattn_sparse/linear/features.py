@@ -17,10 +17,10 @@ from .reference import default_features, random_projection
 Array = npt.NDArray[Any]
 
 
-def draw(config: FavorConfig, size: int) -> Array:
-    """The projections (features, size) for tokens of this size, read-only."""
-    count = config.features or default_features(size)
-    projection = random_projection(size, count, config.seed, config.orthogonal)
+def draw(config: FavorConfig) -> Array:
+    """The projections (features, head size), read-only."""
+    count = config.features or default_features(config.head_dim)
+    projection = random_projection(config.head_dim, count, config.seed, config.orthogonal)
     projection.flags.writeable = False
     return projection
 

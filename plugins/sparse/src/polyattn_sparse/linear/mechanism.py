@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -187,32 +188,24 @@ class Favor(KernelFeatureMechanism):
 
     config: FavorConfig
 
-    @property
+    @functools.cached_property
     def projection(self) -> Array:
         """The projections ω (features, head size), float64 and read-only."""
-        return self._projection(self.config.head_dim)
-
-    def _projection(self, size: int) -> Array:
-        drawn: dict[int, Array] = self.__dict__.setdefault("_projections", {})
-        if size not in drawn:
-            drawn[size] = draw(self.config, size)
-        return drawn[size]
+        return draw(self.config)
 
     def _features(self, call: Call) -> FeatureMap:
         from .kernels.engine import FeatureMap
 
-        size = call.query.shape[-1]
-        scale = self.config.scale
-        scale = 1 / math.sqrt(size) if scale is None else scale
         prepared: dict[Any, FeatureMap] = self.__dict__.setdefault("_prepared", {})
-        found = prepared.get((size, call.dtype))
+        found = prepared.get(call.dtype)
         if found is None:
-            rows, constant = augmented(self._projection(size), self.config.kind, scale)
+            scale = self.config.scale or 1 / math.sqrt(self.config.head_dim)
+            rows, constant = augmented(self.projection, self.config.kind, scale)
             rows = np.ascontiguousarray(rows, call.dtype)
-            found = prepared[size, call.dtype] = FeatureMap("exponential", scale, rows, constant)
+            found = prepared[call.dtype] = FeatureMap("exponential", scale, rows, constant)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         # What follows from the configuration is drawn anew.
-        hidden = ("_projections", "_prepared")
+        hidden = ("projection", "_prepared")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class FeatureMap:
     kind: str
     scale: float
     projection: Array | None = None
-    """(features, size + 1), for exponential features; its last column is 1."""
+    """(features, size + 1), for exponential features, contiguous; its last column is 1."""
     constant: float = 0.0
 
     def count(self, size: int) -> int:
@@ -56,12 +57,20 @@ class _Side:
         return _Side(*(x[:, :, ::-1] for x in (self.tokens, self.vector, self.weight, self.shift)))
 
 
-def _uniform(value: float, tokens: Array) -> Array:
-    return np.broadcast_to(np.asarray(value, tokens.dtype), tokens.shape[:3])
+@functools.lru_cache(256)
+def _uniform(value: float, shape: tuple[int, ...], dtype: str) -> Array:
+    """An array of one number, read-only; the same object for the same call."""
+    return np.broadcast_to(np.asarray(value, dtype), shape)
 
 
 def _keys(key: Array, value: Array) -> _Side:
-    return _Side(key, value, _uniform(1, key), _uniform(0, key))
+    shape, dtype = key.shape[:3], key.dtype.name
+    return _Side(key, value, _uniform(1, shape, dtype), _uniform(0, shape, dtype))
+
+
+@functools.lru_cache(256)
+def _nothing(shape: tuple[int, ...], dtype: str) -> Array:
+    return np.zeros(shape, dtype)
 
 
 def _round_up(number: int, to: int) -> int:
@@ -96,14 +105,15 @@ class _Scan:
         self.units, self.pieces = batch * units, pieces
         projection = features.projection
         if projection is None:
-            projection = np.zeros((0, size + 1), self.dtype)
-        self.shape = (count, width)
+            projection = _nothing((0, size + 1), self.dtype)
         across = _round_up(width, blocks.lanes(self.dtype))
-        self._table = np.zeros((self.units, max(pieces, 1), count * (across + 2)), self.dtype)
+        length = count * (across + 2)
+        shape = (self.units, pieces, length)
+        self._table = np.zeros(shape, self.dtype) if pieces else _nothing((1, 1, 0), self.dtype)
         self.arguments = (
             items.tokens, items.shift, items.vector, items.weight, rows,
-            np.broadcast_to(counts, (batch, row_count)),
-            np.ascontiguousarray(projection, self.dtype),
+            counts if len(counts) == batch else np.broadcast_to(counts, (batch, row_count)),
+            projection,
             np.array((features.scale, features.constant, epsilon), self.dtype),
             np.array(
                 (KINDS[features.kind], count, segment, piece, pieces, *blocks.addresses(self.dtype))
@@ -124,9 +134,11 @@ class _Scan:
             top = np.maximum(most[:, i - 1], most[:, i])
             base = np.where(np.isneginf(top), 0, top)
             before, own = np.exp(most[:, i - 1] - base), np.exp(most[:, i] - base)
-            total[:, i] *= own[..., None]
-            total[:, i] += total[:, i - 1] * before[..., None]
-            mass[:, i] = mass[:, i] * own + mass[:, i - 1] * before
+            # What is not finite goes on to the rows that see it, and to no other.
+            with np.errstate(invalid="ignore", over="ignore"):
+                total[:, i] *= own[..., None]
+                total[:, i] += total[:, i - 1] * before[..., None]
+                mass[:, i] = mass[:, i] * own + mass[:, i - 1] * before
             most[:, i] = top
 
     def run(self, kernel: Any, *arrays: Array) -> None:
@@ -188,7 +200,7 @@ def gradients(
     queries = _Side(query, gradient, delta, _safe(log_normaliser))
     keys = _keys(key, value)
     d_query, d_key, d_value = (np.empty(x.shape, dtype) for x in (query, key, value))
-    nothing = np.empty((0, 0, 0, 0), dtype)
+    nothing = _nothing((0, 0, 0, 0), dtype)
     scan = _Scan(features, keys, query, counts, 0.0, limit)
     scan.run(
         backward_kernel(dtype), queries.vector, queries.weight, queries.shift, d_query, nothing
@@ -218,8 +230,8 @@ def column_mass(
     key_heads, keys = key.shape[1:3]
     dtype = query.dtype.name
     found = np.empty((batch, heads, keys, 1), dtype)
-    nothing = np.empty((0, 0, 0, 0), dtype)
-    ones = np.broadcast_to(np.ones((), dtype), (batch, key_heads, queries, 1))
+    nothing = _nothing((0, 0, 0, 0), dtype)
+    ones = _uniform(1, (batch, key_heads, queries, 1), dtype)
     group = heads // key_heads
     for first in range(group):
         # One query head of each group: their sums are wanted one by one.
@@ -228,7 +240,7 @@ def column_mass(
         scan = _Scan(
             features, side.backwards(), key[:, :, ::-1], _seen_by(counts, keys), 0.0, limit
         )
-        unused = np.broadcast_to(np.zeros((), dtype), (batch, key_heads, keys, 1))
+        unused = _uniform(0, (batch, key_heads, keys, 1), dtype)
         scan.run(
             backward_kernel(dtype), unused, unused[..., 0], unused[..., 0], nothing,
             found[:, part, ::-1],

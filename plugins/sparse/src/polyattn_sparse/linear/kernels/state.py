@@ -75,7 +75,8 @@ def state_operations(dtype: str) -> SimpleNamespace:
 
     @inline
     def clear(array, first, count):  # type: ignore[no-untyped-def]
-        for x in range(first, first + count):
+        # Of signed places Numba cannot tell that they are not counted from the end.
+        for x in range(np.uint64(first), np.uint64(first + count)):
             array[x] = zero
 
     @inline
