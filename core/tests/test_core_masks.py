@@ -365,8 +365,10 @@ BATCHED = MaskShape((3,), 2, 4, 4)
         (lambda: Prefix([1.0]), "lengths: got [1.0]; expected whole numbers of at least 0"),
         (lambda: Documents(3), "ids: got 3; expected an array (..., tokens) of document numbers"),
         (lambda: Documents([0], ["a"]), "key_ids: got ['a']; expected whole numbers"),
-        (lambda: Dense(np.ones((2, 2))), "array: got float64 array of shape (2, 2); expected a "
-                                         "boolean array (..., heads, queries, keys)"),
+        (
+            lambda: Dense(np.ones((2, 2))),
+            "array: got float64 array of shape (2, 2); expected a boolean array (..., heads,",
+        ),
         (lambda: Dense(np.ones(3, bool)), "array: got bool array of shape (3,); expected a"),
         (lambda: Blocks(np.ones((2, 2), bool), 0), "size: got 0; expected a whole number from 1"),
         (lambda: Blocks([1, 2], 2), "layout: got int64 array of shape (2,); expected a boolean"),
@@ -374,25 +376,41 @@ BATCHED = MaskShape((3,), 2, 4, 4)
         (lambda: And(()), "operands: got (); expected at least one mask"),
         (lambda: Or((Causal(), 1)), "operands: got 1; expected masks"),
         # For a call
-        (lambda: Dense(np.ones((3, 4), bool)).dense(SQUARE), "array: got (1, 3, 4); expected 1 or 4 "
-                                                             "rows"),
-        (lambda: Dense(np.ones((4, 5), bool)).dense(SQUARE), "array: got (1, 4, 5); expected 1 or 4 "
-                                                             "columns"),
-        (lambda: Dense(np.ones((3, 4, 4), bool)).dense(SQUARE), "array: got (3, 4, 4); expected 1 "
-                                                                "or 2 heads in the third last axis"),
-        (lambda: Dense(np.ones((2, 2, 4, 4), bool)).dense(BATCHED), "array: got (2, 2, 4, 4); "
-                                                      "expected leading axes that broadcast to (3,)"),
+        (
+            lambda: Dense(np.ones((3, 4), bool)).dense(SQUARE),
+            "array: got (1, 3, 4); expected 1 or 4 rows",
+        ),
+        (
+            lambda: Dense(np.ones((4, 5), bool)).dense(SQUARE),
+            "array: got (1, 4, 5); expected 1 or 4 columns",
+        ),
+        (
+            lambda: Dense(np.ones((3, 4, 4), bool)).dense(SQUARE),
+            "array: got (3, 4, 4); expected 1 or 2 heads in the third last axis",
+        ),
+        (
+            lambda: Dense(np.ones((2, 2, 4, 4), bool)).dense(BATCHED),
+            "array: got (2, 2, 4, 4); expected leading axes that broadcast to (3,)",
+        ),
         (lambda: Padding([1, 2]).dense(BATCHED), "lengths: got (2,); expected leading axes that"),
-        (lambda: Documents([0, 1, 2]).dense(SQUARE), "ids: got (3,); expected a last axis of the 4 "
-                                                     "queries"),
-        (lambda: Documents([0] * 4, [0]).dense(SQUARE), "key_ids: got (1,); expected a last axis "
-                                                        "of the 4 keys"),
-        (lambda: GlobalTokens((4,)).dense(SQUARE), "positions: got 4; expected positions among the "
-                                                   "4 keys"),
-        (lambda: Blocks(np.ones((2, 3), bool), 2).dense(SQUARE), "layout: got (1, 2, 3); expected "
-                                                                 "1 or 2 columns"),
+        (
+            lambda: Documents([0, 1, 2]).dense(SQUARE),
+            "ids: got (3,); expected a last axis of the 4 queries",
+        ),
+        (
+            lambda: Documents([0] * 4, [0]).dense(SQUARE),
+            "key_ids: got (1,); expected a last axis of the 4 keys",
+        ),
+        (
+            lambda: GlobalTokens((4,)).dense(SQUARE),
+            "positions: got 4; expected positions among the 4 keys",
+        ),
+        (
+            lambda: Blocks(np.ones((2, 3), bool), 2).dense(SQUARE),
+            "layout: got (1, 2, 3); expected 1 or 2 columns",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals(make: Callable[[], object], text: str) -> None:
     with pytest.raises(MaskError) as caught:
         make()

@@ -82,7 +82,10 @@ FINE = {"weight": np.zeros((2, 3)), "gain": np.zeros(2), "temperature": 0.0}
         ({"gain": ...}, "parameters: got missing gain; expected exactly weight, gain, temperature"),
         (
             {"gain": ..., "b": 1, "a": 1},
-            "parameters: got surplus b, a; missing gain; expected exactly weight, gain, temperature",
+            (
+                "parameters: got surplus b, a; missing gain; "
+                "expected exactly weight, gain, temperature"
+            ),
         ),
         ({"gain": np.zeros(3)}, "gain: got (3,); expected shape (2,)"),
         ({"gain": np.zeros((2, 1))}, "gain: got (2, 1); expected shape (2,)"),

@@ -30,8 +30,11 @@ class Result:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     """Run a command line; standard output is a pipe, as far as it can tell."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # which parallel runs of pytest set
     command = typer.main.get_command(app)
 
     def run(*arguments: object) -> Result:

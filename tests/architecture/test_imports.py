@@ -74,7 +74,7 @@ def family_rules(package: str) -> tuple[Rule, ...]:
     return (
         Rule(package),
         Rule(rf"{package}\.plugin", ("polyattn_core.hooks", "polyattn_core.spec", f"={package}")),
-        Rule(rf"{package}\.config", ("pydantic", *CORE, package)),
+        Rule(rf"{package}(\..*)?\.config", ("pydantic", *CORE, package)),
         Rule(
             rf"{package}(\..*)?\.reference(\..*)?",
             ("numpy", "scipy", "polyattn_core.reference", f"{package}*.reference"),

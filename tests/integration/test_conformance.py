@@ -11,10 +11,8 @@ from polyattn_core.spec import ConformanceCase
 from polyattn_testing import check_mechanism, conformance_tests
 from workspace import FAMILIES
 
-WITH_MECHANISMS = [str(d.family) for d in FAMILIES if str(d.family) not in ("core", "sdk")]
 
-
-@conformance_tests(*WITH_MECHANISMS)
+@conformance_tests(*(str(distribution.family) for distribution in FAMILIES))
 def test_conformance(check: Callable[[], None]) -> None:
     check()
 

@@ -62,4 +62,5 @@ def _distributions() -> list[Distribution]:
 
 
 DISTRIBUTIONS = _distributions()
-FAMILIES = [distribution for distribution in DISTRIBUTIONS if distribution.family]
+FAMILIES = [d for d in DISTRIBUTIONS if d.folder.parent.name == "plugins"]
+"""Those with mechanisms: core and the SDK offer sinks alone."""

@@ -205,6 +205,9 @@ class Mechanism(ABC):
         """`attend`, and a function from the gradient by the output to gradients by the inputs."""
         if not self.capabilities.gradient:
             raise self._lacks("gradients", "gradient")
+        if isinstance(bias, np.ndarray) and 0 in bias.strides:
+            # What repeats itself in memory still has a gradient for each of its elements.
+            bias = bias.copy()
         call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
         inputs = [np.asarray(x) for x in (query, key, value)]
         bias_array = None if bias is None else np.asarray(bias)

@@ -142,7 +142,9 @@ def test_no_feature_in_common(create: Create) -> None:
     query, key, value = np.array([[1.0, -1.0]]), np.array([[-1.0, 1.0]]), np.array([[3.0]])
     linear = create("linear", dim=2, features="relu")
     assert linear(query, key, value) == 0
-    assert np.isneginf(linear.observe(*(x[None] for x in (query, key, value)), "log_sum_exp").log_sum_exp)
+    assert np.isneginf(
+        linear.observe(*(x[None] for x in (query, key, value)), "log_sum_exp").log_sum_exp
+    )
     _, pull = linear.vjp(query, key, value)
     found = pull(np.ones((1, 1)))
     assert not found.query.any()
@@ -167,7 +169,9 @@ def test_layouts(create: Create, arrays: Arrays) -> None:
     expected = linear.attend(query, key, value)
     strided = [np.repeat(array, 2, axis=-1)[..., ::2] for array in (query, key, value)]
     np.testing.assert_array_equal(linear.attend(*strided), expected)
-    turned = [np.ascontiguousarray(array.swapaxes(1, 2)).swapaxes(1, 2) for array in (query, key, value)]
+    turned = [
+        np.ascontiguousarray(array.swapaxes(1, 2)).swapaxes(1, 2) for array in (query, key, value)
+    ]
     np.testing.assert_array_equal(linear.attend(*turned), expected)
     backwards = [array[:, :, ::-1].copy()[:, :, ::-1] for array in (query, key, value)]
     np.testing.assert_array_equal(linear.attend(*backwards), expected)
