@@ -164,18 +164,18 @@ def test_statistics(create: Create, arrays: Arrays) -> None:
 
 
 def test_layouts(create: Create, arrays: Arrays) -> None:
-    query, key, value = arrays(70, 90, size=6)
+    query, key, value = inputs = arrays(70, 90, size=6)
     linear = create("linear", dim=12, heads=2, causal=True)
     expected = linear.attend(query, key, value)
-    strided = [np.repeat(array, 2, axis=-1)[..., ::2] for array in (query, key, value)]
+    strided = [np.repeat(array, 2, axis=-1)[..., ::2] for array in inputs]
     np.testing.assert_array_equal(linear.attend(*strided), expected)
     turned = [
         np.ascontiguousarray(array.swapaxes(1, 2)).swapaxes(1, 2) for array in (query, key, value)
     ]
     np.testing.assert_array_equal(linear.attend(*turned), expected)
-    backwards = [array[:, :, ::-1].copy()[:, :, ::-1] for array in (query, key, value)]
+    backwards = [array[:, :, ::-1].copy()[:, :, ::-1] for array in inputs]
     np.testing.assert_array_equal(linear.attend(*backwards), expected)
-    for array in (query, key, value):
+    for array in inputs:
         array.flags.writeable = False
     np.testing.assert_array_equal(linear.attend(query, key, value), expected)
     # Leading axes broadcast.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_parts_merge(make: Create, arrays: Arrays, kind: str, mask: Mask | None)
         mechanism.attend_partial(
             query, key[:, :, a:b], value[:, :, a:b], start=a, total=200, mask=mask
         )
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in pairwise(cuts)
     ]
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 1, 3]):
         state = parts[order[0]]
