@@ -1,20 +1,26 @@
 """The Numba tool kit under the kernels.
 
-==============  =====================================================================
-``target``      what this processor's vectors are, and the tile shapes that suit it
-``jit``         the one place that decides how anything is compiled and cached
-``notices``     who is told of compilations
-``vector``      building blocks that emit LLVM vector code
-``tiles``       the matrix products and the soft-max step on one tile
-``masking``     mask programs: classify a tile, fill a tile
-``rules``       score rules: small functions compiled into passes over a tile
-``scores``      everything between raw products and final scores of a tile
-``forward``     the streaming kernel: soft-max, soft-pick, element-wise weights
-``panel``       the kernel of normalisers that need a whole row: sparsemax, entmax, top-k
-``weights``     weights, entropy and column mass, recomputed tile by tile
-``backward``    gradients by recomputation
-``threads``     work sharing between threads
-==============  =====================================================================
+================  ===================================================================
+``target``        what this processor's vectors are, and the tile shapes that suit it
+``jit``           the one place that decides how anything is compiled
+``cache``         compiled code on disk; ``content`` tells what a function computes
+``notices``       who is told of compilations
+``vector``        building blocks that emit LLVM vector code
+``tiles``         the matrix products and the soft-max step on one tile
+``transpose``     rows to lanes and back
+``rows``          products of one query row with many keys
+``masking``       mask programs: classify a tile, fill a tile; ``predicates`` of users
+``rules``         score rules: small functions compiled into passes over a tile
+``mathematics``   elementary functions that vectorise, for rules
+``scores``        everything between raw products and final scores of a tile
+``forward``       the streaming kernel: soft-max, soft-pick, element-wise weights
+``panel``         the kernel of normalisers that need a whole row: sparsemax, entmax, top-k
+``decode``        the kernel for few queries and many keys
+``weights``       weights, entropy and column mass, recomputed tile by tile
+``backward``      gradients by recomputation
+``threads``       work sharing between threads
+``engine``        the front of them all: allocates, chooses a kernel, merges chunks
+================  ===================================================================
 
 Imported by kernels and by :mod:`polyattn_core.streaming`, never at import of a plugin.
 """
