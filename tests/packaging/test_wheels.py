@@ -16,7 +16,11 @@ from workspace import DISTRIBUTIONS, FAMILIES, Distribution
 each_distribution = pytest.mark.parametrize("dist", DISTRIBUTIONS, ids=lambda dist: dist.name)
 
 ENTRY_POINTS = {
-    "polyattn": {"console_scripts": {"polyattn": "polyattn.cli:main"}},
+    "polyattn": {
+        "console_scripts": {"polyattn": "polyattn.cli:main"},
+        "polyattn.plugins": {"sdk": "polyattn.plugin"},
+    },
+    "polyattn-core": {"polyattn.plugins": {"core": "polyattn_core.plugin"}},
     "polyattn-testing": {"pytest11": {"polyattn": "polyattn_testing.pytest_plugin"}},
     **{
         family.name: {"polyattn.plugins": {family.family: f"{family.package}.plugin"}}

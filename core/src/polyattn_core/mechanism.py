@@ -440,6 +440,8 @@ class Mechanism(ABC):
         call.mask = self.combined_mask(mask, shape)
         if bias is not None:
             call.bias = self._checked_bias(bias, shape, working)
+        if not isinstance(training, bool | np.bool_):
+            raise ArgumentError("training", training, "True or False")
         if training and getattr(self.config, "dropout", None):
             if rng is None:
                 raise ArgumentError("rng", rng, "a seed or generator: dropout is on in training")
