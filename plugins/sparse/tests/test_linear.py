@@ -153,9 +153,9 @@ def test_no_feature_in_common(create: Create) -> None:
 
 
 def test_statistics(create: Create, arrays: Arrays) -> None:
-    query, key, value = arrays(70, 150, heads=4, key_heads=2)
+    query, key, value = arrays(70, 300, heads=4, key_heads=2)
     linear = create("linear", dim=16, heads=4, kv_heads=2, causal=True)
-    output, weights, total = dense(query, key, value, causal(70, 150))
+    output, weights, total = dense(query, key, value, causal(70, 300))
     seen = linear.observe(query, key, value, "weights", "log_sum_exp", "column_mass")
     np.testing.assert_allclose(seen.output, output, **CLOSE)
     np.testing.assert_allclose(seen.weights, weights, **CLOSE)

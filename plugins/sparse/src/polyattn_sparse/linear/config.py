@@ -19,8 +19,8 @@ class LinearConfig(AttentionConfig):
     scale: float = Field(default=1.0, gt=0)
     """Factor of queries and keys before the feature map. Large ones bring elu + 1 close to relu."""
     epsilon: float = Field(default=0.0, ge=0)
-    """Added to the normaliser. With features that can all be 0, keeps small sums from counting
-    fully."""
+    """Added to the normaliser: draws the output towards 0 where a query has little in common with
+    all keys."""
 
 
 class FavorConfig(AttentionConfig):

@@ -41,11 +41,11 @@ def visible_counts(mask: Mask | None, shape: MaskShape, start: int, keys: int) -
     None where the mask lets a query see a key without all keys before it.
     """
     if mask is None:
-        return np.full((1, shape.queries), keys)
+        return np.full((1, shape.queries), keys, np.int64)
     stack: list[Array] = []
     for step in mask.program(shape):
         if step.kind == "band" and step.integers[0] <= -FAR:
-            stack.append((np.arange(shape.queries) + step.integers[1] + 1)[None])
+            stack.append((np.arange(shape.queries, dtype=np.int64) + step.integers[1] + 1)[None])
         elif step.kind == "below" and step.table is not None:
             stack.append(step.table[:, None])
         elif step.kind in ("and", "or"):

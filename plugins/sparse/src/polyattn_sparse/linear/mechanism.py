@@ -19,7 +19,7 @@ from .features import augmented, draw, visible_counts
 if TYPE_CHECKING:
     from .kernels.engine import FeatureMap
 
-_COLUMNS = 64  # of weights that are computed at once
+_COLUMNS = 256  # of weights that are computed at once
 
 
 class KernelFeatureMechanism(Mechanism):
@@ -119,10 +119,11 @@ class Linear(KernelFeatureMechanism):
 
     with sums over the keys that query i sees: a running sum where the mask is causal, computed a
     block at a time. With ``features="relu"``, φ(x) = max(scale·x, 0); a query whose products with
-    all keys are 0 gets 0. The log-sum-exp is the logarithm of the normaliser.
+    all keys are 0, or too small for the dtype, gets 0. The log-sum-exp is the logarithm of the
+    normaliser.
 
     O(n d²) time for head size d and values alike, O(n d) memory, forward and backward; the weights,
-    on request, O(n²) of both. Shapes and errors are those of
+    on request, O(n² d) time and O(n²) memory. Shapes and errors are those of
     :meth:`polyattn_core.mechanism.Mechanism.attend`. Masks are causal, padding and prefix masks,
     and what & and | make of them. Calls from several threads are safe.
 
@@ -161,15 +162,15 @@ class Favor(KernelFeatureMechanism):
     ``kind="hyperbolic"`` φ also has the features of −ω, 1/√(2m) each, which multiplies the variance
     by (1 − exp(−‖q̃ + k̃‖²))/2. Orthogonal ω lower it further.
 
-    The projections ω follow from `seed`: the same in every process, not learned, no parameters;
-    :attr:`projection` shows them. Features are kept relative to the largest of each column, so that
-    neither they nor the normaliser underflow, at any size of heads or inputs. The log-sum-exp is
-    the logarithm of the normaliser, an estimate of that of the soft-max.
+    The projections ω follow from `seed`: the same for all heads and in every process, not learned,
+    no parameters; :attr:`projection` shows them. Features are kept relative to the largest of each
+    column, so that neither they nor the normaliser underflow, at any size of heads or inputs. The
+    log-sum-exp is the logarithm of the normaliser, an estimate of that of the soft-max.
 
-    O(n m d) time, O(n d + m d) memory, forward and backward; the weights, on request, O(n²) memory.
-    Shapes and errors are those of :meth:`polyattn_core.mechanism.Mechanism.attend`. Masks are
-    causal, padding and prefix masks, and what & and | make of them. Calls from several threads are
-    safe.
+    O(n m d) time, O(n d + m d) memory, forward and backward; the weights, on request, O(n² m) time
+    and O(n²) memory. Shapes and errors are those of
+    :meth:`polyattn_core.mechanism.Mechanism.attend`. Masks are causal, padding and prefix masks,
+    and what & and | make of them. Calls from several threads are safe.
 
     References
     ----------

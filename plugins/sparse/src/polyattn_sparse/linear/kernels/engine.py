@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polyattn_core.simd import threads
 
-from . import blocks
+from . import blocks, emission
 from .backward import backward_kernel
 from .few import few_kernel
 from .forward import forward_kernel, summary_kernel
@@ -93,7 +93,7 @@ class _Scan:
         work = batch * heads * (row_count + item_count) * count * width
         most = threads.limit()
         self.threads = 1 if work < _SMALL else min(limit or most, most)
-        wide = blocks.wide(self.dtype)
+        wide = emission.wide(self.dtype)
         segment, piece, pieces = row_count, item_count, 0
         if divide and self.threads > 1 and batch * units < 2 * self.threads:
             # Few heads: parts of a head run side by side, from states that are summed up before.
@@ -106,18 +106,17 @@ class _Scan:
         projection = features.projection
         if projection is None:
             projection = _nothing((0, size + 1), self.dtype)
-        across = _round_up(width, blocks.lanes(self.dtype))
+        across = _round_up(width, emission.lanes(self.dtype))
         length = count * (across + 2)
         shape = (self.units, pieces, length)
         self._table = np.zeros(shape, self.dtype) if pieces else _nothing((1, 1, 0), self.dtype)
+        addresses = blocks.addresses(self.dtype)
         self.arguments = (
             items.tokens, items.shift, items.vector, items.weight, rows,
             counts if len(counts) == batch else np.broadcast_to(counts, (batch, row_count)),
             projection,
             np.array((features.scale, features.constant, epsilon), self.dtype),
-            np.array(
-                (KINDS[features.kind], count, segment, piece, pieces, *blocks.addresses(self.dtype))
-            ),
+            np.array((KINDS[features.kind], count, segment, piece, pieces, *addresses), np.int64),
             self._table,
         )  # fmt: skip
         if pieces:
@@ -259,7 +258,7 @@ def _seen_by(counts: Array, keys: int) -> Array:
     """How many queries see each key, the last key first."""
     position = np.arange(keys)
     seen = [len(row) - np.searchsorted(row, position, "right") for row in counts]
-    return np.stack(seen)[:, ::-1]
+    return np.stack(seen)[:, ::-1].astype(np.int64, copy=False)
 
 
 __all__ = ["FeatureMap", "column_mass", "forward", "gradients"]

@@ -25,7 +25,7 @@ from polyattn_core.simd.mathematics import exp
 from polyattn_core.simd.scores import aligned_start
 from polyattn_core.simd.tiles import ALIGN
 
-from . import blocks
+from . import blocks, emission
 from .blocks import call
 
 EXPONENTIAL, ELU, RELU = range(3)
@@ -69,7 +69,7 @@ def problem_types(dtype: str) -> tuple[Any, ...]:
 @functools.cache
 def state_operations(dtype: str) -> SimpleNamespace:
     """Operations on states and blocks, for use inside kernels of this dtype."""
-    lanes, wide = np.int64(blocks.lanes(dtype)), np.int64(blocks.wide(dtype))
+    lanes, wide = np.int64(emission.lanes(dtype)), np.int64(emission.wide(dtype))
     number = np.dtype(dtype).type
     zero, one, half, lowest = number(0), number(1), number(0.5), number(-np.inf)
 
