@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .arrays import Array
 from .config import AttentionConfig
-from .errors import ArgumentError
+from .errors import ArgumentError, ConfigError
 from .masks import Mask
 from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
+from .score_option import Score, ScoreParameters, ScoreValues, UserRule
 
 if TYPE_CHECKING:
     from .simd.engine import Request
     from .simd.rules import ScoreRule
+    from .spec import MechanismSpec
 
 STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
 """Statistics of a soft-max on the engine."""
@@ -47,11 +49,21 @@ class StreamingConfig(AttentionConfig):
     """Cap scores softly: softcap · tanh(score / softcap)."""
     position: Position | None = None
     """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
+    score: Score = None
+    """A score rule of your own, applied to the mechanism's scores; in JSON "module:name"."""
+    score_params: ScoreValues = Field(default_factory=ScoreParameters)
+    """The rule's parameters by name: numbers, one number a head, or arrays that it indexes."""
 
     @field_validator("position", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_score(self) -> Self:
+        if self.score is None and self.score_params:
+            raise ValueError("score_params: there is no score= whose parameters they could be")
+        return self
 
 
 class ScaledConfig(StreamingConfig):
@@ -66,6 +78,19 @@ class StreamingMechanism(Mechanism):
 
     normaliser: ClassVar[str] = "softmax"
     config: Any
+
+    def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
+        super().__init__(config, spec=spec)
+        self._user_rule: UserRule | None = None
+        rule = getattr(config, "score", None)
+        if rule is not None:
+            self._user_rule = UserRule(rule, config.score_params, config.heads)
+            moved = type(self)._transform is not StreamingMechanism._transform
+            if moved and (rule.row or rule.column):
+                raise ConfigError(
+                    "score", rule, f"a rule without row and column: {self.name} transforms queries "
+                    "and keys, and their statistics would be those of what it makes of them",
+                )  # fmt: skip
 
     # ---- what a mechanism says about its rule -------------------------------------------------
 
@@ -110,10 +135,11 @@ class StreamingMechanism(Mechanism):
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         position = self.config.position
+        arrays = self._user_rule.initial() if self._user_rule else {}
         if isinstance(position, T5Bias):
             shape = (self.config.heads, position.buckets)
-            return {"position.table": rng.normal(0, 0.02, shape).astype(np.float32)}
-        return {}
+            arrays["position.table"] = rng.normal(0, 0.02, shape).astype(np.float32)
+        return arrays
 
     def _forward(self, call: Call) -> Array:
         from .simd import engine
@@ -143,11 +169,15 @@ class StreamingMechanism(Mechanism):
         from .simd import engine
 
         request, undo = self._request(call)
-        for rule, _ in request.rules:
-            if not rule.differentiable:
+        for rule, values in request.rules:
+            obstacle = rule.obstacle(rule.kinds(values))
+            if obstacle:
                 raise self._lacks(
-                    f"gradients with the score rule {rule.name}, which has no derivative"
+                    f"gradients with the score rule {rule.name}, which has no derivative: one "
+                    f"cannot be derived ({obstacle}), so give it with @{rule.name}.derivative"
                 )
+            if self._user_rule is not None and rule is self._user_rule.rule:
+                self._user_rule.check(values, call, self._scale(call))
         state = engine.forward(request)
 
         def pullback(gradient: Array) -> Gradients:
@@ -156,6 +186,11 @@ class StreamingMechanism(Mechanism):
             if undo is not None:
                 d_query, d_key = undo(d_query, d_key)
             parameters = self._parameter_gradients(found.parameters, found.sink)
+            user = self._user_rule
+            if user is not None and request.encoded is not None:
+                place = next(n for n, (rule, _) in enumerate(request.rules) if rule is user.rule)
+                slots = request.encoded.slots[place]
+                parameters |= user.gradients(found.parameters, found.arrays, slots)
             bias = found.bias
             position = self.config.position
             if isinstance(position, T5Bias) and bias is not None:
@@ -204,6 +239,8 @@ class StreamingMechanism(Mechanism):
     def _all_rules(self, call: Call) -> list[tuple[ScoreRule, Sequence[Any]]]:
         config = self.config
         rules = list(self._rules(call))
+        if self._user_rule is not None:
+            rules.append(self._user_rule.link(self.parameters, call.dtype))
         if isinstance(config.position, Alibi):
             from .simd.builtin_rules import alibi
 
