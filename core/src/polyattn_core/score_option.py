@@ -169,7 +169,7 @@ class UserRule:
         if before is None or before[0] is not base:
             before = (base, np.ascontiguousarray(value, dtype))
             self._converted[name, dtype.name] = before
-        return before[1]  # type: ignore[no-any-return]
+        return before[1]
 
     def gradients(
         self, by_slot: Array, arrays: Mapping[int, Array], slots: Mapping[str, int]

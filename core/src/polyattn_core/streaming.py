@@ -82,9 +82,9 @@ class StreamingMechanism(Mechanism):
     def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
         super().__init__(config, spec=spec)
         self._user_rule: UserRule | None = None
-        rule = getattr(config, "score", None)
+        rule = getattr(self.config, "score", None)
         if rule is not None:
-            self._user_rule = UserRule(rule, config.score_params, config.heads)
+            self._user_rule = UserRule(rule, self.config.score_params, config.heads)
             moved = type(self)._transform is not StreamingMechanism._transform
             if moved and (rule.row or rule.column):
                 raise ConfigError(

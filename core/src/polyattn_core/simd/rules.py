@@ -69,10 +69,8 @@ from .rule_reader import ArrayParameter, NotWhole, Unreadable, indexed_parameter
 
 Array = npt.NDArray[Any]
 
-POSITIONS = {
-    "batch": "batch", "b": "batch", "head": "head", "h": "head", "query": "query", "i": "query",
-    "key": "key", "j": "key",
-}  # fmt: skip
+POSITIONS = {"batch": 0, "b": 0, "head": 1, "h": 1, "query": 2, "i": 2, "key": 3, "j": 3}
+_WORDS = ("batch", "head", "query", "key")
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ class ScoreRule:
             if at == 0 or name in ("row", "column"):
                 arguments[name] = inputs[name] = graph.add("input", FLOAT, value=name)
             elif kind is None:
-                arguments[name] = graph.add("input", INT, value=POSITIONS[name])
+                arguments[name] = graph.add("input", INT, value=_WORDS[POSITIONS[name]])
             elif kind.ndim:
                 arguments[name] = ArrayParameter(name, kind.ndim, kind.kind)
             else:
@@ -408,7 +406,7 @@ class ScoreRule:
                 read = f"integer_at(parameters, {slots[name]})"
                 taken.append(read if whole else f"parameters[{slots[name]}]")
             else:
-                taken.append(words[POSITIONS.get(name, name)])
+                taken.append(words[_WORDS[POSITIONS[name]] if name in POSITIONS else name])
         call = f"rule({', '.join(['scores[at]', *taken])})"
         tag = f"{digest(function)} {self._key(kinds)}"
         loop = [
@@ -472,9 +470,8 @@ class ScoreRule:
         for name in self.arrays:
             if arrays[name].size == 0:
                 raise KernelError(f"{name} of the score rule {self.name} is empty")
-        words = ("batch", "head", "query", "key")
         known: dict[str, Any] = {
-            word: (0, size - 1) for word, size in zip(words, shape, strict=True)
+            word: (0, size - 1) for word, size in zip(_WORDS, shape, strict=True)
         }
         for name, array in arrays.items():
             is_number = name not in self.arrays
@@ -483,7 +480,7 @@ class ScoreRule:
             return True
         rng = np.random.default_rng(0)
         axes = np.ix_(*(checks.corners(size, rng) for size in shape))
-        inputs: dict[str, Any] = dict(zip(words, axes, strict=True))
+        inputs: dict[str, Any] = dict(zip(_WORDS, axes, strict=True))
         inputs |= {self.arguments[0]: np.zeros(()), "row": np.ones(()), "column": np.ones(())}
         inputs |= {n: self._by_head(n, a, inputs["head"]) for n, a in arrays.items()}
 
@@ -523,7 +520,7 @@ class ScoreRule:
         inputs: dict[str, Any] = {self.arguments[0]: samples["score"]}
         inputs |= {name: samples[name] for name in self.arguments if name in ("row", "column")}
         inputs |= {n: self._by_head(n, a, samples["head"]) for n, a in arrays.items()}
-        positions = {word: samples[word] for word in ("batch", "head", "query", "key")}
+        positions = {word: samples[word] for word in _WORDS}
         names = [n for n in self._partials(kinds) if n not in kinds or kinds[n].kind == FLOAT]
         function, derivative = self._callables(kinds, positions, names)
         found = checks.disagreement(function, derivative, inputs, names)
@@ -548,7 +545,7 @@ class ScoreRule:
             jitted = numba.njit(**OPTIONS)(python)
 
             def call(**inputs: Any) -> list[Any]:
-                given = {**{short: positions[word] for short, word in POSITIONS.items()}, **inputs}
+                given = {**{short: positions[_WORDS[at]] for short, at in POSITIONS.items()}, **inputs}
                 columns = np.broadcast_arrays(*(given[name] for name in self.arguments))
                 lines = [jitted(*line) for line in zip(*(c.ravel() for c in columns), strict=True)]
                 return list(np.array(lines, np.float64).reshape(len(lines), -1).T)
