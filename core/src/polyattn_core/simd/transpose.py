@@ -99,7 +99,7 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
 
     @inline
     def rows_to_lanes(array, b, h, first, count, begin, size, factor, scratch, to):  # type: ignore[no-untyped-def]
-        """scratch[to + d · wide + j] = factor · array[b, h, first + j, begin + d]; other lanes 0."""
+        """scratch[to + d·wide + j] = factor · array[b, h, first + j, begin + d]; other lanes 0."""
         step = array.strides[2] // array.itemsize
         at = (b * array.strides[0] + h * array.strides[1]) // array.itemsize + first * step + begin
         square_rows, square_size = count - count % lanes, size - size % lanes
