@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import analyze
+    from .config import ReportConfig
     from .metrics import Metric, MetricType, Status, Thresholds
     from .monitor import Monitor
     from .recommendation import Action, AttentionRecommendation
-    from .report import GeometryReport, ReportBuilder, ReportConfig
+    from .report import GeometryReport, ReportBuilder
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,7 @@ _PLACES = {
     "MetricType": "metrics",
     "Monitor": "monitor",
     "ReportBuilder": "report",
-    "ReportConfig": "report",
+    "ReportConfig": "config",
     "Status": "metrics",
     "Thresholds": "metrics",
     "analyze": "analysis",

@@ -10,8 +10,9 @@ from polyattn_core import diagnostics, resolver
 from polyattn_core.arrays import Array, as_array
 from polyattn_core.errors import PolyattnError, ShapeError
 
+from .config import ReportConfig
 from .metrics import MetricType
-from .report import GeometryReport, ReportBuilder, ReportConfig
+from .report import GeometryReport, ReportBuilder
 
 PROVIDERS = {
     MetricType.OT_DISTANCE: "polyattn-transport",

@@ -7,23 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import Field
-
 from polyattn_core.arrays import Array
-from polyattn_core.config import Schema
 from polyattn_core.errors import ArgumentError
 
+from .config import ReportConfig
 from .metrics import THRESHOLDS, Metric, MetricType, Thresholds, thresholds_for
 from .recommendation import Action, AttentionRecommendation, advise
-
-
-class ReportConfig(Schema):
-    """How data are analysed."""
-
-    sample: int = Field(default=256, ge=2, le=1 << 16)
-    """Queries, keys or pairs that metrics look at, where looking at all would cost n²."""
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Seed of what is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
