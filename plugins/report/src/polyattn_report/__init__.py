@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import analyze
+    from .choice import Choice, recommend
     from .config import ReportConfig
     from .metrics import Metric, MetricType, Status, Thresholds
     from .monitor import Monitor
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Action": "recommendation",
     "AttentionRecommendation": "recommendation",
+    "Choice": "choice",
     "GeometryReport": "report",
     "Metric": "metrics",
     "MetricType": "metrics",
@@ -41,11 +43,13 @@ _PLACES = {
     "Status": "metrics",
     "Thresholds": "metrics",
     "analyze": "analysis",
+    "recommend": "choice",
 }
 
 __all__ = [
     "Action",
     "AttentionRecommendation",
+    "Choice",
     "GeometryReport",
     "Metric",
     "MetricType",
@@ -55,6 +59,7 @@ __all__ = [
     "Status",
     "Thresholds",
     "analyze",
+    "recommend",
 ]
 
 

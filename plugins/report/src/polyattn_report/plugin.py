@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from polyattn_core.hooks import API_VERSION, hookimpl
-from polyattn_core.spec import EntrySpec, MetricSpec, PluginInfo
+from polyattn_core.spec import (
+    Capabilities,
+    ConformanceCase,
+    EntrySpec,
+    MechanismSpec,
+    MetricSpec,
+    PluginInfo,
+)
 
 from . import __version__
 
@@ -24,6 +31,47 @@ REPORT = EntrySpec(
     summary="Health of attention on some data, and which family of mechanisms to take",
     factory="polyattn_report.analysis:analyze",
 )
+
+AUTO = MechanismSpec(
+    name="auto",
+    family=FAMILY,
+    summary="Becomes the mechanism that suits the data of its first call",
+    formula="what the geometry report of the first call recommends",
+    factory="polyattn_report.auto:Auto",
+    config="polyattn_report.config:AutoConfig",
+    reference="polyattn_report.reference:softmax_attention",
+    capabilities=Capabilities(
+        masks=("causal", "padding"),
+        bias=False,
+        grouped=True,
+        value_size=True,
+        dtypes=("float32", "float64", "float16", "bfloat16"),
+        exact=False,
+        time="that of what is chosen",
+        memory="that of what is chosen",
+    ),
+    tags=("adaptive",),
+)
+
+RECOMMEND = EntrySpec(
+    kind="report",
+    name="recommend",
+    family=FAMILY,
+    summary="One mechanism for some data, and why",
+    factory="polyattn_report.choice:recommend",
+)
+
+
+@hookimpl
+def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
+    """The mechanism that is chosen by data."""
+    return (AUTO,)
+
+
+@hookimpl
+def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
+    """What is chosen is checked by itself: here one choice stands for all."""
+    return (ConformanceCase(mechanism="auto", options={"candidates": ("flash",)}),)
 
 
 @hookimpl
@@ -48,4 +96,4 @@ def polyattn_metrics() -> tuple[MetricSpec, ...]:
 @hookimpl
 def polyattn_entries() -> tuple[EntrySpec, ...]:
     """The report itself."""
-    return (REPORT,)
+    return (REPORT, RECOMMEND)

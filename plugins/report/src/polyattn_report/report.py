@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self
 
 from polyattn_core.arrays import Array
@@ -196,5 +195,5 @@ class ReportBuilder:
         return GeometryReport(
             metrics, health, recommendation, action,
             reasons or ("every metric that was looked at is in its healthy range",),
-            MappingProxyType(dict(self._missing)),
+            dict(self._missing),
         )  # fmt: skip
