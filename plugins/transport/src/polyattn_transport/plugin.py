@@ -1,0 +1,91 @@
+"""The manifest: what this family offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from polyattn_core.hooks import API_VERSION, hookimpl
+from polyattn_core.spec import (
+    Capabilities,
+    ConformanceCase,
+    MechanismSpec,
+    MetricSpec,
+    PluginInfo,
+    PresetSpec,
+    SideInput,
+    presets_from_toml,
+)
+
+from . import __version__
+
+FAMILY = "transport"
+_MODULE = "polyattn_transport"
+
+MECHANISMS = (
+    MechanismSpec(
+        name="sinkhorn",
+        family=FAMILY,
+        summary="Doubly stochastic attention: every key gets the same, by Sinkhorn iterations",
+        formula="exp(s + f + g) v, Σⱼ = 1, Σᵢ = n_q/n_k",
+        factory=f"{_MODULE}.entropic:SinkhornAttention",
+        config=f"{_MODULE}.config:SinkhornConfig",
+        reference=f"{_MODULE}.reference:sinkhorn_attention",
+        papers=("2110.11773", "1306.0895"),
+        capabilities=Capabilities(
+            statistics=("weights", "entropy", "column_mass"), time="O(t n² d)", memory="O(n d + t n)"
+        ),
+        sharpness="scale",
+        tags=("transport", "doubly-stochastic"),
+    ),
+    MechanismSpec(
+        name="unbalanced-ot",
+        family=FAMILY,
+        summary="Transport whose marginals may deviate at a price: far queries attend to little",
+        formula="exp(−½‖q − k‖²·scale + f + g) v, f = −λ LSE, g = λ(log b − LSE)",
+        factory=f"{_MODULE}.entropic:UnbalancedOT",
+        config=f"{_MODULE}.config:UnbalancedOTConfig",
+        reference=f"{_MODULE}.reference:unbalanced_attention",
+        papers=("1607.05816",),
+        capabilities=Capabilities(
+            statistics=("weights", "entropy"), time="O(t n² d)", memory="O(n d + t n)"
+        ),
+        sharpness="scale",
+        tags=("transport",),
+    ),
+)
+
+
+@hookimpl
+def polyattn_plugin_info() -> PluginInfo:
+    return PluginInfo(
+        family=FAMILY,
+        summary="Attention as optimal transport between queries and keys",
+        distribution="polyattn-transport",
+        version=__version__,
+        api_version=API_VERSION,
+        theory="Optimal transport",
+    )
+
+
+@hookimpl
+def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
+    return MECHANISMS
+
+
+_COUPLED = "a plan couples all pairs: what one query sees moves the potentials of all"
+
+
+@hookimpl
+def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
+    """As they are by default, and with options that make a difference at small sizes."""
+    coupled = {"check_partly_hidden_keys_do_not_leak": _COUPLED}
+    yield ConformanceCase(mechanism="sinkhorn", expected_failures=coupled)
+    yield ConformanceCase(
+        mechanism="sinkhorn", name="one iteration", options={"iterations": 1, "scale": 1.5},
+        expected_failures=coupled,
+    )  # fmt: skip
+    yield ConformanceCase(mechanism="unbalanced-ot", expected_failures=coupled)
+    yield ConformanceCase(
+        mechanism="unbalanced-ot", name="stiff queries",
+        options={"query_penalty": 20.0, "key_penalty": 0.2}, expected_failures=coupled,
+    )  # fmt: skip
