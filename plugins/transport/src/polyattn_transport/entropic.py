@@ -45,43 +45,38 @@ class _Entropic(Mechanism):
             column = -0.5 * scale * np.einsum("bhkd,bhkd->bhk", key, key)
             column = np.repeat(column, query.shape[1] // key.shape[1], axis=1)
         problem = Transport(
-            call, scale * query, self._repeated(call, key), row=row, column=column,
+            call, scale * query, repeated(call, key), row=row, column=column,
             exponents=self._exponents(), threads=self.config.threads,
         )  # fmt: skip
         problem.solve(self.config.iterations, self.config.tolerance)
         return problem
 
-    @staticmethod
-    def _repeated(call: Call, array: Array) -> Array:
-        group = call.query.shape[1] // array.shape[1]
-        return array if group == 1 else np.repeat(array, group, axis=1)
-
     def _forward(self, call: Call) -> Array:
-        return self._solved(call).attend(call.value)[0]
+        return self._solved(call).attend(repeated(call, call.value))[0]
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         problem = self._solved(call)
-        output, mass, request, state = problem.attend(call.value)
+        output, mass, request, state = problem.attend(repeated(call, call.value))
         scale, size = self._scale(), call.query.shape[3]
         group = call.query.shape[1] // call.key.shape[1]
 
         def pullback(gradient: Array) -> Gradients:
             found = problem.gradients(request, state, mass, gradient)
             d_query = scale * found.query[..., :size]
-            d_key = _summed(found.key[..., :size], group)
+            d_key = summed(found.key[..., :size], group)
             if self._distances:
-                by_column = _summed(found.column[..., None], group)
+                by_column = summed(found.column[..., None], group)
                 d_query = d_query - scale * _times(found.row[..., None], call.query)
                 d_key = d_key - scale * _times(by_column, call.key)
             assert found.value is not None
-            return Gradients(d_query, d_key, found.value, found.bias)
+            return Gradients(d_query, d_key, summed(found.value, group), found.bias)
 
         return output, pullback
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         from polyattn_core.simd import engine
 
-        output, mass, request, state = self._solved(call).attend(call.value)
+        output, mass, request, state = self._solved(call).attend(repeated(call, call.value))
         found = engine.gather(request, state, wanted)
         if "weights" in found:
             found["weights"] *= mass[..., None]
@@ -176,7 +171,13 @@ class UnbalancedOT(_Entropic):
         return query / (query + 1), key / (key + 1)
 
 
-def _summed(array: Array, group: int) -> Array:
+def repeated(call: Call, array: Array) -> Array:
+    """Keys or values for each query head."""
+    group = call.query.shape[1] // array.shape[1]
+    return array if group == 1 else np.repeat(array, group, axis=1)
+
+
+def summed(array: Array, group: int) -> Array:
     """Sum over the query heads that share a key head."""
     if group == 1:
         return array
