@@ -66,8 +66,8 @@ class _Entropic(Mechanism):
             d_key = summed(found.key[..., :size], group)
             if self._distances:
                 by_column = summed(found.column[..., None], group)
-                d_query = d_query - scale * _times(found.row[..., None], call.query)
-                d_key = d_key - scale * _times(by_column, call.key)
+                d_query = d_query - scale * times(found.row[..., None], call.query)
+                d_key = d_key - scale * times(by_column, call.key)
             assert found.value is not None
             return Gradients(d_query, d_key, summed(found.value, group), found.bias)
 
@@ -185,7 +185,7 @@ def summed(array: Array, group: int) -> Array:
     return np.asarray(array.reshape(batch, heads // group, group, *rest).sum(axis=2))
 
 
-def _times(gradient: Array, array: Array) -> Array:
+def times(gradient: Array, array: Array) -> Array:
     """0 where there is no gradient, whatever the array holds."""
     with np.errstate(invalid="ignore"):
         return np.where(gradient == 0, array.dtype.type(0), gradient * array)

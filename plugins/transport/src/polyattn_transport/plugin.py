@@ -52,6 +52,38 @@ MECHANISMS = (
         sharpness="scale",
         tags=("transport",),
     ),
+    MechanismSpec(
+        name="centroid-ot",
+        family=FAMILY,
+        summary="Queries are transported to centroids of the keys with mass: O(n M)",
+        formula="P v̄, P = exp(−½‖q − k̄‖²·scale + f + g), Σ_c = 1, Σᵢ = n m_c",
+        factory=f"{_MODULE}.centroid_ot:CentroidOT",
+        config=f"{_MODULE}.config:CentroidOTConfig",
+        reference=f"{_MODULE}.reference:centroid_attention",
+        papers=("1306.0895", "2007.04825"),
+        capabilities=Capabilities(
+            causal=False, masks=("padding",), bias=False, exact=False,
+            statistics=("weights", "entropy", "column_mass"), time="O(t n M d)", memory="O(n (M + d))",
+        ),
+        sharpness="scale",
+        tags=("transport", "clustered", "long"),
+    ),
+    MechanismSpec(
+        name="low-rank-ot",
+        family=FAMILY,
+        summary="A doubly stochastic plan of low rank, by positive random features: O(n r)",
+        formula="diag(eᶠ) φ(q) φ(k)ᵀ diag(eᵍ) v, φ_r(x) = exp(√scale ω_r·x)",
+        factory=f"{_MODULE}.low_rank:LowRankOT",
+        config=f"{_MODULE}.config:LowRankOTConfig",
+        reference=f"{_MODULE}.reference:low_rank_attention",
+        papers=("2006.07057", "2009.14794"),
+        capabilities=Capabilities(
+            causal=False, masks=("padding",), bias=False, exact=False,
+            statistics=("weights", "column_mass"), time="O(n r d + t n r)", memory="O(n (r + d))",
+        ),
+        sharpness="scale",
+        tags=("transport", "doubly-stochastic", "kernel-features", "long", "random"),
+    ),
 )
 
 
@@ -89,3 +121,11 @@ def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
         mechanism="unbalanced-ot", name="stiff queries",
         options={"query_penalty": 20.0, "key_penalty": 0.2}, expected_failures=coupled,
     )  # fmt: skip
+    yield ConformanceCase(mechanism="centroid-ot")
+    yield ConformanceCase(
+        mechanism="centroid-ot", name="few", options={"centroids": 3, "rounds": 2, "seed": 5}
+    )
+    yield ConformanceCase(mechanism="low-rank-ot")
+    yield ConformanceCase(
+        mechanism="low-rank-ot", name="low", options={"rank": 3, "iterations": 4, "seed": 2}
+    )

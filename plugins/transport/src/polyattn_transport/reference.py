@@ -81,3 +81,85 @@ def unbalanced_attention(
     exponents = tuple(p / (p + 1) for p in (config.query_penalty, config.key_penalty))
     plan = entropic_plan(scores, _equal_masses(scores), config.iterations, exponents)  # type: ignore[arg-type]
     return np.asarray(plan @ value)
+
+
+def centroid_attention(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Mapping[str, Any] | None = None,
+) -> Array:  # fmt: skip
+    """One head at a time: k-means, then the plan between queries and means."""
+    batch, heads, queries, _ = query.shape
+    out = np.zeros((batch, heads, queries, value.shape[3]))
+    group = heads // key.shape[1]
+    for b in range(batch):
+        for h in range(heads):
+            seen = np.ones(key.shape[2], bool) if mask is None else mask[b, h, 0]
+            if not seen.any():
+                continue
+            keys, values = key[b, h // group][seen], value[b, h // group][seen]
+            label, clusters = _k_means(keys, min(config.centroids, key.shape[2]), key, config)
+            used = [c for c in range(clusters) if (label == c).any()]
+            means = np.stack([keys[label == c].mean(axis=0) for c in used])
+            mean_values = np.stack([values[label == c].mean(axis=0) for c in used])
+            shares = np.array([[(label == c).mean() for c in used]])
+            scores = -_scale(query, config) / 2 * _distances(query[b, h], means)
+            plan = entropic_plan(scores, queries * shares, config.iterations)
+            out[b, h] = plan @ mean_values
+    return out
+
+
+def _k_means(keys: Array, clusters: int, everything: Array, config: Any) -> tuple[Any, int]:
+    """k-means++ along a random direction, then rounds of k-means, with loops over centroids."""
+    rng = np.random.default_rng(config.seed)
+    along = keys @ rng.standard_normal(keys.shape[1])
+    ordered = keys[np.argsort(along, kind="stable")]
+    count = min(everything.shape[2], 32 * clusters)
+    sample = ordered[[int((i + 0.5) * len(keys) / count) for i in range(count)]]
+    draws = rng.random(clusters)
+    means = [sample[int(draws[0] * count)]]
+    for draw in draws[1:]:
+        nearest = np.min([((sample - mean) ** 2).sum(axis=1) for mean in means], axis=0)
+        chosen = np.searchsorted(np.cumsum(nearest), draw * nearest.sum())
+        means.append(sample[min(chosen, count - 1)])
+    for done in range(config.rounds + 1):
+        label = np.argmin([((keys - mean) ** 2).sum(axis=1) for mean in means], axis=0)
+        if done < config.rounds:
+            for c in range(clusters):
+                if (label == c).any():
+                    means[c] = keys[label == c].mean(axis=0)
+    return label, clusters
+
+
+def low_rank_attention(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Mapping[str, Any] | None = None,
+) -> Array:  # fmt: skip
+    """The plan of the logarithm of the kernel, written out."""
+    key, value = repeat_heads(query, key, value)
+    turned = np.sqrt(_scale(query, config)) * _normal_directions(config).T
+    features = (query @ turned)[..., :, None, :] + (key @ turned)[..., None, :, :]
+    scores = _adjusted(_lse(features, -1)[..., 0], mask, bias)
+    return np.asarray(entropic_plan(scores, _equal_masses(scores), config.iterations) @ value)
+
+
+def _orthogonal(count: int, size: int, rng: np.random.Generator) -> Array:
+    """Gram–Schmidt over normal vectors, block by block."""
+    found: list[Array] = []
+    while len(found) < count:
+        block: list[Array] = []
+        for column in rng.standard_normal((size, size)).T:
+            rest = column.copy()
+            for _ in range(2):
+                for other in block:
+                    rest = rest - (rest @ other) * other
+            block.append(rest / np.linalg.norm(rest))
+        found += block
+    return np.stack(found[:count])
+
+
+def _normal_directions(config: Any) -> Array:
+    rng = np.random.default_rng(config.seed)
+    size = config.dim // config.heads
+    units = _orthogonal(config.rank, size, rng)
+    lengths = np.linalg.norm(rng.standard_normal((config.rank, size)), axis=1)
+    return np.asarray(units * lengths[:, None])
