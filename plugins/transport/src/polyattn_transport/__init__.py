@@ -29,6 +29,8 @@ _PUBLIC = {
     "UnbalancedOT": "entropic",
     "UnbalancedOTConfig": "config",
     "ot_distance": "distances",
+    "cluster": "centroids",
+    "sets_from_offsets": "projections",
     "sinkhorn": "distances",
     "sliced_wasserstein_distance": "distances",
     "wasserstein_1d": "distances",

@@ -74,15 +74,16 @@ class SlicedWassersteinConfig(AttentionConfig):
     sharpness: float = Field(default=1.0, gt=0)
     """Factor of the transport cost in the soft-max."""
     window: int = Field(default=1, ge=1, le=256)
-    """A token's distribution is that of the last so many tokens, its own included. Not with token
-    sets."""
+    """A token's distribution is that of the last so many tokens, its own included.
+    Where token sets are passed, they are the distributions instead."""
     representation: Literal["exact", "quantiles", "histogram"] = "exact"
     """How a projected distribution is held: all its sorted numbers, `bins` quantiles, or a
     cumulative histogram of `bins` (for power 1)."""
-    bins: int = Field(default=8, ge=1, le=1024)
-    """Quantiles or bins; of the representation "exact", which has none, must be left alone."""
-    bound: float = Field(default=4.0, gt=0)
-    """Histograms cover projections from −bound to bound; what is outside counts at the border."""
+    bins: int | None = Field(default=None, ge=1, le=1024)
+    """Quantiles or bins, 8 by default; the representation "exact" has none."""
+    bound: float | None = Field(default=None, gt=0)
+    """Histograms cover projections from −bound to bound, 4 by default; what is outside counts at the
+    border."""
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     """Of the random directions."""
     causal: bool = False
@@ -94,8 +95,18 @@ class SlicedWassersteinConfig(AttentionConfig):
             raise ValueError(
                 'power: histograms give the transport cost of power 1; "quantiles" that of others'
             )
-        if self.representation == "exact" and "bins" in self.model_fields_set:
+        if self.representation == "exact" and self.bins is not None:
             raise ValueError('bins: representation="exact" has none; "quantiles" and "histogram" do')
-        if self.representation != "histogram" and "bound" in self.model_fields_set:
+        if self.representation != "histogram" and self.bound is not None:
             raise ValueError('bound: only representation="histogram" has one')
         return self
+
+    @property
+    def levels(self) -> int:
+        """Quantiles or bins that are used."""
+        return self.bins or 8
+
+    @property
+    def range(self) -> float:
+        """Half the range of histograms that is used."""
+        return self.bound or 4.0

@@ -23,6 +23,43 @@ _MODULE = "polyattn_transport"
 
 MECHANISMS = (
     MechanismSpec(
+        name="sliced-wasserstein",
+        family=FAMILY,
+        summary="Transport costs between the distributions that queries and keys are, two-stage",
+        formula="softmax(−γ SWₚᵖ(νᵢ, μⱼ)) v over the nearest keys",
+        factory=f"{_MODULE}.sliced:SlicedWasserstein",
+        config=f"{_MODULE}.config:SlicedWassersteinConfig",
+        reference=f"{_MODULE}.reference:sliced_attention",
+        papers=("1902.00434", "10.1007/s10851-014-0506-3"),
+        capabilities=Capabilities(
+            bias=False,
+            exact=False,
+            statistics=("weights", "log_sum_exp", "entropy", "column_mass"),
+            side_inputs=(
+                SideInput(
+                    name="key_tokens", shape="(…, key heads, keys, set size, head size)",
+                    description="the token set that each key is", required=False,
+                ),
+                SideInput(
+                    name="key_lengths", shape="(…, key heads, keys)",
+                    description="how many tokens of each set count", required=False,
+                ),
+                SideInput(
+                    name="query_tokens", shape="(…, heads, queries, set size, head size)",
+                    description="the token set that each query is", required=False,
+                ),
+                SideInput(
+                    name="query_lengths", shape="(…, heads, queries)",
+                    description="how many tokens of each set count", required=False,
+                ),
+            ),
+            time="O(n² d + n c L S)",
+            memory="O(n (d + L S + c))",
+        ),
+        sharpness="sharpness",
+        tags=("transport", "distributions", "long", "random"),
+    ),
+    MechanismSpec(
         name="sinkhorn",
         family=FAMILY,
         summary="Doubly stochastic attention: every key gets the same, by Sinkhorn iterations",
@@ -110,6 +147,21 @@ _COUPLED = "a plan couples all pairs: what one query sees moves the potentials o
 @hookimpl
 def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
     """As they are by default, and with options that make a difference at small sizes."""
+    yield ConformanceCase(mechanism="sliced-wasserstein")
+    yield ConformanceCase(
+        mechanism="sliced-wasserstein", name="few candidates",
+        options={"candidates": 3, "projections": 5, "power": 1.5, "sharpness": 2.0, "seed": 3},
+    )  # fmt: skip
+    mixed = dict.fromkeys(
+        ("check_hidden_keys_do_not_leak", "check_partly_hidden_keys_do_not_leak",
+         "check_hidden_keys_do_not_leak_into_gradients"),
+        "a window holds all its tokens, hidden ones too",
+    )  # fmt: skip
+    yield ConformanceCase(
+        mechanism="sliced-wasserstein", name="windows",
+        options={"window": 4, "projections": 6, "representation": "quantiles", "bins": 3},
+        expected_failures=mixed,
+    )  # fmt: skip
     coupled = {"check_partly_hidden_keys_do_not_leak": _COUPLED}
     yield ConformanceCase(mechanism="sinkhorn", expected_failures=coupled)
     yield ConformanceCase(

@@ -163,3 +163,47 @@ def _normal_directions(config: Any) -> Array:
     units = _orthogonal(config.rank, size, rng)
     lengths = np.linalg.norm(rng.standard_normal((config.rank, size)), axis=1)
     return np.asarray(units * lengths[:, None])
+
+
+def sliced_attention(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Mapping[str, Any] | None = None,
+) -> Array:  # fmt: skip
+    """Soft-max over the costs of the nearest visible keys; windows of tokens."""
+    key, value = repeat_heads(query, key, value)
+    near = 2 * query @ key.swapaxes(-1, -2) - (key**2).sum(axis=-1)[..., None, :]
+    near = _adjusted(near, mask, None)
+    if config.candidates < near.shape[-1]:
+        least = np.sort(near, axis=-1)[..., -config.candidates, None]
+        near = np.where(near >= least, near, -np.inf)
+    size = config.dim // config.heads
+    directions = _orthogonal(config.projections, size, np.random.default_rng(config.seed))
+    x, y = (_windows(array, config.window) @ directions.T for array in (query, key))
+    x, y = (_represented(np.sort(array, axis=-2), config) for array in (x, y))
+    cost = (np.abs(x[..., :, None, :, :] - y[..., None, :, :, :]) ** config.power).mean((-2, -1))
+    return np.asarray(_softmax(np.where(np.isneginf(near), near, -config.sharpness * cost)) @ value)
+
+
+def _softmax(scores: Array) -> Array:
+    total = _lse(scores, -1)
+    return np.asarray(np.exp(scores - np.where(np.isneginf(total), 0, total)))
+
+
+def _windows(tokens: Array, width: int) -> Array:
+    """(…, tokens, width, size)."""
+    padded = np.concatenate((np.repeat(tokens[..., :1, :], width - 1, axis=-2), tokens), axis=-2)
+    count = tokens.shape[-2]
+    return np.stack([padded[..., w : w + count, :] for w in range(width)], axis=-2)
+
+
+def _represented(numbers: Array, config: Any) -> Array:
+    """(…, numbers, directions) as it is, as quantiles, or as a cumulative histogram."""
+    if config.representation == "quantiles":
+        levels = (np.arange(config.levels) + 0.5) / config.levels
+        return np.asarray(numbers[..., (levels * numbers.shape[-2]).astype(int), :])
+    if config.representation == "histogram":
+        ends = np.linspace(-config.range, config.range, config.levels + 1)[1:]
+        ends[-1] = np.inf
+        shares = [(numbers <= end).mean(axis=-2) for end in ends]
+        return np.asarray(2 * config.range * np.stack(shares, axis=-2))
+    return numbers

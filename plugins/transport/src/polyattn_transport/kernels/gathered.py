@@ -1,0 +1,220 @@
+"""The dear stage: transport costs to the candidates, their soft-max, and its gradients.
+
+A cost is the mean over directions of the 1-D transport cost, which pairs what is sorted. Where all
+distributions have equally many numbers, it is a sum over one run of memory; where they differ, two
+pointers walk along both quantile functions.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba.core import types
+
+from polyattn_core.simd.jit import Kernel, inline
+from polyattn_core.simd.scores import counter_type, take_task
+
+_ROWS = 16  # queries of a task
+
+
+@functools.cache
+def _costs(dtype: str):  # type: ignore[no-untyped-def]
+    number = np.dtype(dtype).type
+    zero, one, two = number(0), number(1), number(2)
+
+    @inline
+    def between(x, y, power):  # type: ignore[no-untyped-def]
+        """|x − y|ᵖ."""
+        gap = abs(x - y)
+        if power == one:
+            return gap
+        return gap * gap if power == two else gap**power
+
+    @inline
+    def slope(x, y, power):  # type: ignore[no-untyped-def]
+        """Its derivative by x."""
+        gap = x - y
+        if power == two:
+            return two * gap
+        sign = one if gap > zero else (-one if gap < zero else zero)
+        return sign if power == one else power * sign * abs(gap) ** (power - one)
+
+    @inline
+    def cost(x, m, y, n, even, power):  # type: ignore[no-untyped-def]
+        """Mean over directions of the transport cost of x (directions, m) and y (directions, n)."""
+        total = zero
+        directions = x.shape[0]
+        if even:
+            a, b = x.ravel(), y.ravel()
+            if power == two:
+                for i in range(a.shape[0]):
+                    gap = a[i] - b[i]
+                    total += gap * gap
+            elif power == one:
+                for i in range(a.shape[0]):
+                    total += abs(a[i] - b[i])
+            else:
+                for i in range(a.shape[0]):
+                    total += abs(a[i] - b[i]) ** power
+            return total / number(a.shape[0])
+        for r in range(directions):
+            s, t, reached = 0, 0, 0
+            while s < m and t < n:
+                # In units of 1/(m n), so that levels are whole numbers.
+                following = min((s + 1) * n, (t + 1) * m)
+                total += number(following - reached) * between(x[r, s], y[r, t], power)
+                reached = following
+                s += 1 if (s + 1) * n == following else 0
+                t += 1 if (t + 1) * m == following else 0
+        return total / number(directions * m * n)
+
+    @inline
+    def pull_back(x, m, y, n, even, power, gradient, d_x, d_y):  # type: ignore[no-untyped-def]
+        """Add the gradient of a cost to those of x and y."""
+        directions = x.shape[0]
+        if even:
+            a, b, d_a, d_b = x.ravel(), y.ravel(), d_x.ravel(), d_y.ravel()
+            factor = gradient / number(a.shape[0])
+            for i in range(a.shape[0]):
+                part = factor * slope(a[i], b[i], power)
+                d_a[i] += part
+                d_b[i] -= part
+            return
+        factor = gradient / number(directions * m * n)
+        for r in range(directions):
+            s, t, reached = 0, 0, 0
+            while s < m and t < n:
+                following = min((s + 1) * n, (t + 1) * m)
+                part = factor * number(following - reached) * slope(x[r, s], y[r, t], power)
+                d_x[r, s] += part
+                d_y[r, t] -= part
+                reached = following
+                s += 1 if (s + 1) * n == following else 0
+                t += 1 if (t + 1) * m == following else 0
+
+    return cost, pull_back
+
+
+@functools.cache
+def gathered_kernel(dtype: str) -> Kernel:
+    """``(index, x, m, y, n, value, even, numbers, weights, log_sum_exp, out, counter)``.
+
+    `x` (batch, heads, queries, directions, numbers) and `y` (batch, key heads, keys, …) are sorted,
+    `m` and `n` their lengths; `numbers` are the sharpness and the power.
+    """
+    number = np.dtype(dtype).type
+    lowest, zero, one = number(-np.inf), number(0), number(1)
+    cost, _ = _costs(dtype)
+
+    def gathered(index, x, m, y, n, value, even, numbers, weights, log_sum_exp, out, counter):  # type: ignore[no-untyped-def]
+        batches, heads, queries, candidates = index.shape
+        group = heads // y.shape[1]
+        blocks = (queries + _ROWS - 1) // _ROWS
+        size = value.shape[3]
+        sharpness, power = numbers[0], numbers[1]
+        while True:
+            task = take_task(counter)
+            if task >= batches * heads * blocks:
+                break
+            b = task // (heads * blocks)
+            h = task // blocks % heads
+            k = h // group
+            first = task % blocks * _ROWS
+            for i in range(first, min(first + _ROWS, queries)):
+                most, count = lowest, 0
+                row, to = weights[b, h, i], out[b, h, i]
+                ours, length = x[b, h, i], m[b, h, i]
+                while count < candidates and index[b, h, i, count] >= 0:
+                    j = index[b, h, i, count]
+                    score = -sharpness * cost(ours, length, y[b, k, j], n[b, k, j], even, power)
+                    row[count] = score
+                    most = max(most, score)
+                    count += 1
+                total = zero
+                base = zero if most == lowest else most
+                for c in range(count):
+                    row[c] = np.exp(row[c] - base)
+                    total += row[c]
+                for c in range(count, candidates):
+                    row[c] = zero
+                for d in range(size):
+                    to[d] = zero
+                if count == 0:
+                    log_sum_exp[b, h, i] = lowest
+                    continue
+                log_sum_exp[b, h, i] = base + np.log(total)
+                factor = one / total
+                for c in range(count):
+                    weight = row[c] * factor
+                    row[c] = weight
+                    theirs = value[b, k, index[b, h, i, c]]
+                    for d in range(size):
+                        to[d] += weight * theirs[d]
+
+    kind = types.float32 if dtype == "float32" else types.float64
+    lengths = types.Array(types.int64, 3, "C")
+    signature = types.void(
+        types.Array(types.int32, 4, "C"), types.Array(kind, 5, "C"), lengths,
+        types.Array(kind, 5, "C"), lengths, types.Array(kind, 4, "C", readonly=True), types.boolean,
+        types.Array(kind, 1, "C"), types.Array(kind, 4, "C"), types.Array(kind, 3, "C"),
+        types.Array(kind, 4, "C"), counter_type(),
+    )  # fmt: skip
+    return Kernel(gathered, signature, dtype)
+
+
+@functools.cache
+def gathered_gradient_kernel(dtype: str) -> Kernel:
+    """``(index, x, m, y, n, value, even, numbers, weights, gradient, d_x, d_y, d_value, counter)``.
+
+    A task is a key head, since its queries add to the gradients of the same keys.
+    """
+    number = np.dtype(dtype).type
+    zero = number(0)
+    _, pull_back = _costs(dtype)
+
+    def gradients(
+        index, x, m, y, n, value, even, numbers, weights, gradient, d_x, d_y, d_value, counter
+    ):  # type: ignore[no-untyped-def]
+        batches, heads, queries, candidates = index.shape
+        key_heads = y.shape[1]
+        group = heads // key_heads
+        size = value.shape[3]
+        sharpness, power = numbers[0], numbers[1]
+        slopes = np.empty(candidates, number)
+        while True:
+            task = take_task(counter)
+            if task >= batches * key_heads:
+                break
+            b, k = task // key_heads, task % key_heads
+            for h in range(k * group, (k + 1) * group):
+                for i in range(queries):
+                    incoming = gradient[b, h, i]
+                    mean, count = zero, 0
+                    while count < candidates and index[b, h, i, count] >= 0:
+                        j = index[b, h, i, count]
+                        weight, theirs, to = weights[b, h, i, count], value[b, k, j], d_value[b, k, j]
+                        product = zero
+                        for d in range(size):
+                            product += incoming[d] * theirs[d]
+                            to[d] += weight * incoming[d]
+                        slopes[count] = product
+                        mean += weight * product
+                        count += 1
+                    for c in range(count):
+                        j = index[b, h, i, c]
+                        by_cost = -sharpness * weights[b, h, i, c] * (slopes[c] - mean)
+                        pull_back(
+                            x[b, h, i], m[b, h, i], y[b, k, j], n[b, k, j], even, power, by_cost,
+                            d_x[b, h, i], d_y[b, k, j],
+                        )  # fmt: skip
+
+    kind = types.float32 if dtype == "float32" else types.float64
+    lengths = types.Array(types.int64, 3, "C")
+    four, five = types.Array(kind, 4, "C"), types.Array(kind, 5, "C")
+    given = types.Array(kind, 4, "C", readonly=True)
+    signature = types.void(
+        types.Array(types.int32, 4, "C"), five, lengths, five, lengths, given, types.boolean,
+        types.Array(kind, 1, "C"), four, given, five, five, four, counter_type(),
+    )  # fmt: skip
+    return Kernel(gradients, signature, dtype)
