@@ -174,8 +174,9 @@ def sliced_attention(
     near = 2 * query @ key.swapaxes(-1, -2) - (key**2).sum(axis=-1)[..., None, :]
     near = _adjusted(near, mask, None)
     if config.candidates < near.shape[-1]:
-        least = np.sort(near, axis=-1)[..., -config.candidates, None]
-        near = np.where(near >= least, near, -np.inf)
+        # Of keys that are equally near, the first.
+        rank = np.argsort(np.argsort(-near, axis=-1, kind="stable"), axis=-1)
+        near = np.where(rank < config.candidates, near, -np.inf)
     size = config.dim // config.heads
     directions = _orthogonal(config.projections, size, np.random.default_rng(config.seed))
     x, y = (_windows(array, config.window) @ directions.T for array in (query, key))

@@ -24,9 +24,10 @@ from polyattn_core.simd.scores import (
     take_task,
 )
 
-_SURPLUS = 16  # keys too many with which bisection ends
+from .emission import lowest_bit, operations
+
+_SURPLUS = 4  # keys too many with which bisection ends
 _STEPS = 200  # never reached: an interval of floats is empty before
-_GROUP = 16  # lanes that are looked at together for keys that pass
 
 
 @functools.cache
@@ -36,30 +37,20 @@ def candidates_kernel(dtype: str) -> Kernel:
     `index` (batch, heads, queries, candidates) receives keys in ascending order, and −1 where there
     are fewer. Of keys with equal scores the first are taken.
     """
-    wide = target.tile(dtype).queries
+    wide, lanes = target.tile(dtype).queries, target.tile(dtype).lanes
     number = np.dtype(dtype).type
-    lowest, highest, half = number(-np.inf), number(np.inf), number(0.5)
+    lowest, half = number(-np.inf), number(0.5)
+    ops = operations(dtype)
+    extremes, counts, passing = ops.extremes, ops.counts, ops.passing
     scores_of = score_operations(dtype)
     pack, score_tile, visible_keys = scores_of.pack, scores_of.score_tile, scores_of.visible_keys
 
     @inline
-    def bisect(scratch, panel, count, wanted, low, high, middle, counts, done):  # type: ignore[no-untyped-def]
+    def bisect(scratch, panel, count, wanted, low, high, middle, found, done):  # type: ignore[no-untyped-def]
         """A score in `low` that at least `wanted` of each lane reach, few more if possible."""
+        extremes(scratch, panel, count, low, high, found)
         for j in range(wide):
-            scratch[low + j] = highest
-            scratch[high + j] = lowest
-            counts[j] = 0
-        for i in range(count):
-            at = panel + i * wide
-            for j in range(wide):
-                score = scratch[at + j]
-                seen = score > lowest
-                counts[j] += np.int32(1) if seen else np.int32(0)
-                below = seen and score < scratch[low + j]
-                scratch[low + j] = score if below else scratch[low + j]
-                scratch[high + j] = score if score > scratch[high + j] else scratch[high + j]
-        for j in range(wide):
-            done[j] = counts[j] <= wanted + _SURPLUS
+            done[j] = scratch[found + j] <= wanted + _SURPLUS
         for _ in range(_STEPS):
             running = False
             for j in range(wide):
@@ -68,19 +59,14 @@ def candidates_kernel(dtype: str) -> Kernel:
                 if scratch[middle + j] <= low_ or scratch[middle + j] >= high_:
                     done[j] = True
                 running = running or not done[j]
-                counts[j] = 0
             if not running:
                 break
-            for i in range(count):
-                at = panel + i * wide
-                for j in range(wide):
-                    passes = scratch[at + j] >= scratch[middle + j]
-                    counts[j] += np.int32(1) if passes else np.int32(0)
+            counts(scratch, panel, count, middle, found)
             for j in range(wide):
                 if not done[j]:
-                    if counts[j] >= wanted:
+                    if scratch[found + j] >= wanted:
                         scratch[low + j] = scratch[middle + j]
-                        done[j] = counts[j] <= wanted + _SURPLUS
+                        done[j] = scratch[found + j] <= wanted + _SURPLUS
                     else:
                         scratch[high + j] = scratch[middle + j]
 
@@ -120,11 +106,11 @@ def candidates_kernel(dtype: str) -> Kernel:
         panel = packed + size * wide
         dummy = panel + keys * wide
         low, high, middle = dummy + wide, dummy + 2 * wide, dummy + 3 * wide
+        number_found = dummy + 4 * wide
         seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
         stack = np.empty(2 * steps.shape[0] + 2, np.int64)
         place = np.empty(PLACE_SIZE, np.int64)
         meta = np.empty(5, np.int64)
-        counts = np.empty(wide, np.int32)
         done = np.empty(wide, np.bool_)
         taken = np.empty(wide, np.int64)
         found = np.empty((wide, wanted), number)
@@ -148,25 +134,21 @@ def candidates_kernel(dtype: str) -> Kernel:
                 )  # fmt: skip
             count = stop - start
             if count > wanted:
-                bisect(scratch, panel, count, wanted, low, high, middle, counts, done)
+                bisect(scratch, panel, count, wanted, low, high, middle, number_found, done)
             else:
                 for j in range(wide):
                     scratch[low + j] = lowest
             for j in range(wide):
                 taken[j] = 0
             for i in range(count):
-                for g in range(0, wide, _GROUP):
-                    at, bar = panel + i * wide + g, low + g
-                    hits = np.int32(0)
-                    for j in range(min(_GROUP, wide - g)):
-                        # Asked this way round, a score that is not a number passes.
-                        hits += np.int32(0) if scratch[at + j] < scratch[bar + j] else np.int32(1)
-                    if hits == 0:
-                        continue
-                    for j in range(min(_GROUP, wide - g)):
-                        score = scratch[at + j]
-                        if not score < scratch[bar + j] and score != lowest and g + j < nq:
-                            keep(taken, found, kept, g + j, wanted, score, start + i)
+                for g in range(0, wide, lanes):
+                    bits = passing(scratch, panel + i * wide + g, low + g)
+                    while bits != 0:
+                        j = g + lowest_bit(bits)
+                        bits &= bits - 1
+                        score = scratch[panel + i * wide + j]
+                        if score != lowest and j < nq:
+                            keep(taken, found, kept, j, wanted, score, start + i)
             for j in range(nq):
                 n = taken[j]
                 for c in range(n):

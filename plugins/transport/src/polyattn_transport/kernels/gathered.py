@@ -13,7 +13,10 @@ import numpy as np
 from numba.core import types
 
 from polyattn_core.simd.jit import Kernel, inline
+from polyattn_core.simd.mathematics import exp
 from polyattn_core.simd.scores import counter_type, take_task
+
+from .emission import operations
 
 _ROWS = 16  # queries of a task
 
@@ -22,6 +25,7 @@ _ROWS = 16  # queries of a task
 def _costs(dtype: str):  # type: ignore[no-untyped-def]
     number = np.dtype(dtype).type
     zero, one, two = number(0), number(1), number(2)
+    squares, distances = operations(dtype).squares, operations(dtype).distances
 
     @inline
     def between(x, y, power):  # type: ignore[no-untyped-def]
@@ -41,54 +45,59 @@ def _costs(dtype: str):  # type: ignore[no-untyped-def]
         return sign if power == one else power * sign * abs(gap) ** (power - one)
 
     @inline
-    def cost(x, m, y, n, even, power):  # type: ignore[no-untyped-def]
-        """Mean over directions of the transport cost of x (directions, m) and y (directions, n)."""
+    def cost(x, i, m, y, j, n, line, even, power):  # type: ignore[no-untyped-def]
+        """Mean over directions of the transport cost of distributions i of x and j of y.
+
+        `x` and `y` are flat; a distribution is `line` = (directions, numbers of x, of y) large.
+        """
+        directions, across, along = line
         total = zero
-        directions = x.shape[0]
+        size = directions * across
         if even:
-            a, b = x.ravel(), y.ravel()
+            at, to = i * size, j * size
             if power == two:
-                for i in range(a.shape[0]):
-                    gap = a[i] - b[i]
-                    total += gap * gap
+                total = squares(x, at, y, to, size)
             elif power == one:
-                for i in range(a.shape[0]):
-                    total += abs(a[i] - b[i])
+                total = distances(x, at, y, to, size)
             else:
-                for i in range(a.shape[0]):
-                    total += abs(a[i] - b[i]) ** power
-            return total / number(a.shape[0])
+                for d in range(size):
+                    total += abs(x[at + d] - y[to + d]) ** power
+            return total / number(size)
         for r in range(directions):
+            at, to = (i * directions + r) * across, (j * directions + r) * along
             s, t, reached = 0, 0, 0
             while s < m and t < n:
                 # In units of 1/(m n), so that levels are whole numbers.
                 following = min((s + 1) * n, (t + 1) * m)
-                total += number(following - reached) * between(x[r, s], y[r, t], power)
+                total += number(following - reached) * between(x[at + s], y[to + t], power)
                 reached = following
                 s += 1 if (s + 1) * n == following else 0
                 t += 1 if (t + 1) * m == following else 0
         return total / number(directions * m * n)
 
     @inline
-    def pull_back(x, m, y, n, even, power, gradient, d_x, d_y):  # type: ignore[no-untyped-def]
+    def pull_back(x, i, m, y, j, n, line, even, power, gradient, d_x, d_y):  # type: ignore[no-untyped-def]
         """Add the gradient of a cost to those of x and y."""
-        directions = x.shape[0]
+        directions, across, along = line
+        size = directions * across
         if even:
-            a, b, d_a, d_b = x.ravel(), y.ravel(), d_x.ravel(), d_y.ravel()
-            factor = gradient / number(a.shape[0])
-            for i in range(a.shape[0]):
-                part = factor * slope(a[i], b[i], power)
-                d_a[i] += part
-                d_b[i] -= part
+            at, to = i * size, j * size
+            factor = gradient / number(size)
+            for d in range(size):
+                part = factor * slope(x[at + d], y[to + d], power)
+                d_x[at + d] += part
+                d_y[to + d] -= part
             return
         factor = gradient / number(directions * m * n)
         for r in range(directions):
+            at, to = (i * directions + r) * across, (j * directions + r) * along
             s, t, reached = 0, 0, 0
             while s < m and t < n:
                 following = min((s + 1) * n, (t + 1) * m)
-                part = factor * number(following - reached) * slope(x[r, s], y[r, t], power)
-                d_x[r, s] += part
-                d_y[r, t] -= part
+                share = factor * number(following - reached)
+                part = share * slope(x[at + s], y[to + t], power)
+                d_x[at + s] += part
+                d_y[to + t] -= part
                 reached = following
                 s += 1 if (s + 1) * n == following else 0
                 t += 1 if (t + 1) * m == following else 0
@@ -106,10 +115,14 @@ def gathered_kernel(dtype: str) -> Kernel:
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
     cost, _ = _costs(dtype)
+    add_times = operations(dtype).add_times
 
     def gathered(index, x, m, y, n, value, even, numbers, weights, log_sum_exp, out, counter):  # type: ignore[no-untyped-def]
         batches, heads, queries, candidates = index.shape
-        group = heads // y.shape[1]
+        key_heads, keys = y.shape[1], y.shape[2]
+        group = heads // key_heads
+        line = (x.shape[3], x.shape[4], y.shape[4])
+        flat_x, flat_y, flat_value, flat_out = x.ravel(), y.ravel(), value.ravel(), out.ravel()
         blocks = (queries + _ROWS - 1) // _ROWS
         size = value.shape[3]
         sharpness, power = numbers[0], numbers[1]
@@ -123,34 +136,34 @@ def gathered_kernel(dtype: str) -> Kernel:
             first = task % blocks * _ROWS
             for i in range(first, min(first + _ROWS, queries)):
                 most, count = lowest, 0
-                row, to = weights[b, h, i], out[b, h, i]
-                ours, length = x[b, h, i], m[b, h, i]
+                row, to = weights[b, h, i], ((b * heads + h) * queries + i) * size
                 while count < candidates and index[b, h, i, count] >= 0:
                     j = index[b, h, i, count]
-                    score = -sharpness * cost(ours, length, y[b, k, j], n[b, k, j], even, power)
+                    score = -sharpness * cost(
+                        flat_x, (b * heads + h) * queries + i, m[b, h, i], flat_y,
+                        (b * key_heads + k) * keys + j, n[b, k, j], line, even, power,
+                    )  # fmt: skip
                     row[count] = score
                     most = max(most, score)
                     count += 1
                 total = zero
                 base = zero if most == lowest else most
                 for c in range(count):
-                    row[c] = np.exp(row[c] - base)
+                    row[c] = exp(row[c] - base)
                     total += row[c]
                 for c in range(count, candidates):
                     row[c] = zero
                 for d in range(size):
-                    to[d] = zero
+                    flat_out[to + d] = zero
                 if count == 0:
                     log_sum_exp[b, h, i] = lowest
                     continue
                 log_sum_exp[b, h, i] = base + np.log(total)
                 factor = one / total
                 for c in range(count):
-                    weight = row[c] * factor
-                    row[c] = weight
-                    theirs = value[b, k, index[b, h, i, c]]
-                    for d in range(size):
-                        to[d] += weight * theirs[d]
+                    row[c] *= factor
+                    at = ((b * key_heads + k) * keys + index[b, h, i, c]) * size
+                    add_times(flat_out, to, row[c], flat_value, at, size)
 
     kind = types.float32 if dtype == "float32" else types.float64
     lengths = types.Array(types.int64, 3, "C")
@@ -177,8 +190,10 @@ def gathered_gradient_kernel(dtype: str) -> Kernel:
         index, x, m, y, n, value, even, numbers, weights, gradient, d_x, d_y, d_value, counter
     ):  # type: ignore[no-untyped-def]
         batches, heads, queries, candidates = index.shape
-        key_heads = y.shape[1]
+        key_heads, keys = y.shape[1], y.shape[2]
         group = heads // key_heads
+        line = (x.shape[3], x.shape[4], y.shape[4])
+        flat_x, flat_y, flat_dx, flat_dy = x.ravel(), y.ravel(), d_x.ravel(), d_y.ravel()
         size = value.shape[3]
         sharpness, power = numbers[0], numbers[1]
         slopes = np.empty(candidates, number)
@@ -205,8 +220,9 @@ def gathered_gradient_kernel(dtype: str) -> Kernel:
                         j = index[b, h, i, c]
                         by_cost = -sharpness * weights[b, h, i, c] * (slopes[c] - mean)
                         pull_back(
-                            x[b, h, i], m[b, h, i], y[b, k, j], n[b, k, j], even, power, by_cost,
-                            d_x[b, h, i], d_y[b, k, j],
+                            flat_x, (b * heads + h) * queries + i, m[b, h, i], flat_y,
+                            (b * key_heads + k) * keys + j, n[b, k, j], line, even, power, by_cost,
+                            flat_dx, flat_dy,
                         )  # fmt: skip
 
     kind = types.float32 if dtype == "float32" else types.float64
