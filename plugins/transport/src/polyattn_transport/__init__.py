@@ -37,7 +37,7 @@ _PUBLIC = {
 }
 """Public name → the module that it is in."""
 
-__all__ = [*_PUBLIC]  # noqa: PLE0604 - all strings
+__all__ = [*_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,9 +29,9 @@ class CentroidOT(Mechanism):
     keys that are distinct, it is `sinkhorn` of squared distances.
 
     O(n M d) time for each round of k-means and each iteration, O(n (M + d)) memory. Gradients
-    take clusters as they are, of which centroids are the means, and are exact but where a key changes its cluster.
-    Weights are those of keys: P_ic over the number of keys in c. Masks are padding masks. Shapes and
-    errors are those of :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads
+    take clusters as they are, of which centroids are the means, and are exact but where a key
+    changes its cluster. Weights are those of keys: P_ic over the number of keys in c. Masks are
+    padding masks. Shapes and errors are those of :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads
     are safe.
 
     References
@@ -119,7 +119,9 @@ class CentroidOT(Mechanism):
         clusters = self._clusters(call)
         value = repeated(call, self._values(call, clusters))
         output, _, request, state = self._solved(call, clusters).attend(value)
-        found = engine.gather(request, state, wanted | {"weights"} if "entropy" in wanted else wanted)
+        found = engine.gather(
+            request, state, wanted | {"weights"} if "entropy" in wanted else wanted
+        )
         count = repeated(call, np.maximum(clusters.count, 1))
         label = repeated(call, clusters.label)
         visible = clusters.visible[:, None]

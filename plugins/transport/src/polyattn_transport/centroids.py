@@ -28,7 +28,7 @@ class Centroids:
     @property
     def mass(self) -> Array:
         """(batch, heads, centroids): each cluster's share of the keys; sums to 1."""
-        return self.count / np.maximum(self.count.sum(axis=-1, keepdims=True), 1)
+        return np.asarray(self.count / np.maximum(self.count.sum(axis=-1, keepdims=True), 1))
 
     def means(self, array: Array) -> Array:
         """Means over clusters of (batch, heads, keys, …) arrays."""
@@ -68,7 +68,7 @@ def cluster(
         raise ShapeError("keys", keys.shape, "4 axes: (batch, heads, keys, size)")
     if centroids < 1:
         raise ArgumentError("centroids", centroids, "at least 1")
-    batch, heads, count, _ = keys.shape
+    batch, _, count, _ = keys.shape
     seen = np.ones((batch, count), bool) if visible is None else visible
     keys = np.where(seen[:, None, :, None], keys, keys.dtype.type(0))
     center = _seeds(keys, seen, min(centroids, count), seed)
@@ -79,16 +79,14 @@ def cluster(
         if (moved == label).all():
             break
         label = moved
-    return Centroids(
-        _updated(keys, seen, label, center), _counts(label, seen, center), label, seen
-    )
+    return Centroids(_updated(keys, seen, label, center), _counts(label, seen, center), label, seen)
 
 
 def _seeds(keys: Array, seen: Array, count: int, seed: int) -> Array:
     """(batch, heads, count, size): seeds as in k-means++, among a sample."""
     batch, heads, tokens, size = keys.shape
     rng = np.random.default_rng(seed)
-    direction = rng.standard_normal(size).astype(keys.dtype)
+    direction = np.asarray(rng.standard_normal(size), keys.dtype)
     place = np.where(seen[:, None, :], keys @ direction, np.inf)
     order = np.argsort(place, axis=-1, kind="stable")
     sampled = min(tokens, _SAMPLE * count)

@@ -82,8 +82,8 @@ class SlicedWassersteinConfig(AttentionConfig):
     bins: int | None = Field(default=None, ge=1, le=1024)
     """Quantiles or bins, 8 by default; the representation "exact" has none."""
     bound: float | None = Field(default=None, gt=0)
-    """Histograms cover projections from −bound to bound, 4 by default; what is outside counts at the
-    border."""
+    """Histograms cover projections from −bound to bound, 4 by default; what is outside counts at
+    the border."""
     seed: int = Field(default=0, ge=0, lt=1 << 31)
     """Of the random directions."""
     causal: bool = False
@@ -96,7 +96,9 @@ class SlicedWassersteinConfig(AttentionConfig):
                 'power: histograms give the transport cost of power 1; "quantiles" that of others'
             )
         if self.representation == "exact" and self.bins is not None:
-            raise ValueError('bins: representation="exact" has none; "quantiles" and "histogram" do')
+            raise ValueError(
+                'bins: representation="exact" has none; "quantiles" and "histogram" do'
+            )
         if self.representation != "histogram" and self.bound is not None:
             raise ValueError('bound: only representation="histogram" has one')
         return self

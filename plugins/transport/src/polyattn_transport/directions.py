@@ -24,4 +24,6 @@ def unit_directions(count: int, size: int, rng: np.random.Generator) -> Array:
 def normal_directions(count: int, size: int, rng: np.random.Generator) -> Array:
     """The same with the lengths of normally distributed vectors."""
     units = unit_directions(count, size, rng)
-    return units * np.linalg.norm(rng.standard_normal((count, size)), axis=1, keepdims=True)
+    return np.asarray(
+        units * np.linalg.norm(rng.standard_normal((count, size)), axis=1, keepdims=True)
+    )

@@ -27,9 +27,7 @@ class _Entropic(Mechanism):
     def _scale(self) -> float:
         return float(self.config.scale or 1 / math.sqrt(self.config.head_dim))
 
-    def potentials(
-        self, query: Any, key: Any, *, mask: Any = None, bias: Any = None
-    ) -> Potentials:
+    def potentials(self, query: Any, key: Any, *, mask: Any = None, bias: Any = None) -> Potentials:
         """The potentials of head-level queries and keys, with iterations, error, convergence."""
         call, lead, _ = self._prepare(query, key, key, mask, bias, False, None, {})
         found = self._solved(call).potentials(self.config.tolerance)
@@ -137,8 +135,8 @@ class UnbalancedOT(_Entropic):
         P v,   P = argmin ⟨C, P⟩ + ε KL(P‖11ᵀ) + ε ρ_q KL(P1‖a) + ε ρ_k KL(Pᵀ1‖b)
 
     where C = ½‖q − k‖², ε = 1/scale (scale 1/√(head size) unless given), a = 1 for each query, b =
-    queries ÷ keys for each key, and ρ are `query_penalty` and `key_penalty`. Potentials alternate as in
-    `sinkhorn`, damped by λ = ρ/(ρ + 1), and end with rows:
+    queries ÷ keys for each key, and ρ are `query_penalty` and `key_penalty`. Potentials alternate
+    as in `sinkhorn`, damped by λ = ρ/(ρ + 1), and end with rows:
 
         f = −λ_q LSEⱼ(s_ij + gⱼ),   g = λ_k (log b − LSEᵢ(s_ij + fᵢ)),   P = exp(s + f + g)
 

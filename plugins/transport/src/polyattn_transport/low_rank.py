@@ -20,7 +20,8 @@ from .visibility import visible_keys
 class LowRankOT(Mechanism):
     """A doubly stochastic plan of low rank, by positive random features: O(n r) an iteration.
 
-        P v,   P = diag(eᶠ) φ(q) φ(k)ᵀ diag(eᵍ),   φ_r(x) = exp(√scale ω_r·x),   Σⱼ = 1,   Σᵢ → n_q ÷ n_k
+        P v,   P = diag(eᶠ) φ(q) φ(k)ᵀ diag(eᵍ),   Σⱼ P_ij = 1,   Σᵢ P_ij → queries ÷ keys
+        φ_r(x) = exp(√scale ω_r·x)
 
     where scale is 1/√(head size) unless given and ω_r are orthogonal random directions with the
     lengths of normal ones. φ(q)·φ(k) exp(−scale (‖q‖² + ‖k‖²)/2)/r has the mean exp(scale·q·k), and
@@ -31,8 +32,8 @@ class LowRankOT(Mechanism):
 
     and so on in turn from g = 0, so nothing over- or underflows; rows sum to 1 exactly.
 
-    O(n r d + t n r) time for t iterations, O(n (r + d)) memory. Gradients are those of the iterations
-    as they were, O(n) memory for each. Masks are padding masks. Shapes and errors are those of
+    O(n r d + t n r) time for t iterations, O(n (r + d)) memory. Gradients are those of the
+    iterations as they were, O(n) memory for each. Masks are padding masks. Shapes and errors are those of
     :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads are safe.
 
     References
@@ -75,7 +76,7 @@ class LowRankOT(Mechanism):
     def _forward(self, call: Call) -> Array:
         plan = self._plan(call)
         left, right = plan.factors()
-        return left @ (right.swapaxes(-1, -2) @ plan.shown(repeated(call, call.value)))
+        return np.asarray(left @ (right.swapaxes(-1, -2) @ plan.shown(repeated(call, call.value))))
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         plan = self._plan(call)

@@ -37,20 +37,28 @@ MECHANISMS = (
             statistics=("weights", "log_sum_exp", "entropy", "column_mass"),
             side_inputs=(
                 SideInput(
-                    name="key_tokens", shape="(…, key heads, keys, set size, head size)",
-                    description="the token set that each key is", required=False,
+                    name="key_tokens",
+                    shape="(…, key heads, keys, set size, head size)",
+                    description="the token set that each key is",
+                    required=False,
                 ),
                 SideInput(
-                    name="key_lengths", shape="(…, key heads, keys)",
-                    description="how many tokens of each set count", required=False,
+                    name="key_lengths",
+                    shape="(…, key heads, keys)",
+                    description="how many tokens of each set count",
+                    required=False,
                 ),
                 SideInput(
-                    name="query_tokens", shape="(…, heads, queries, set size, head size)",
-                    description="the token set that each query is", required=False,
+                    name="query_tokens",
+                    shape="(…, heads, queries, set size, head size)",
+                    description="the token set that each query is",
+                    required=False,
                 ),
                 SideInput(
-                    name="query_lengths", shape="(…, heads, queries)",
-                    description="how many tokens of each set count", required=False,
+                    name="query_lengths",
+                    shape="(…, heads, queries)",
+                    description="how many tokens of each set count",
+                    required=False,
                 ),
             ),
             time="O(n² d + n c L S)",
@@ -69,7 +77,9 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:sinkhorn_attention",
         papers=("2110.11773", "1306.0895"),
         capabilities=Capabilities(
-            statistics=("weights", "entropy", "column_mass"), time="O(t n² d)", memory="O(n d + t n)"
+            statistics=("weights", "entropy", "column_mass"),
+            time="O(t n² d)",
+            memory="O(n d + t n)",
         ),
         sharpness="scale",
         tags=("transport", "doubly-stochastic"),
@@ -99,8 +109,13 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:centroid_attention",
         papers=("1306.0895", "2007.04825"),
         capabilities=Capabilities(
-            causal=False, masks=("padding",), bias=False, exact=False,
-            statistics=("weights", "entropy", "column_mass"), time="O(t n M d)", memory="O(n (M + d))",
+            causal=False,
+            masks=("padding",),
+            bias=False,
+            exact=False,
+            statistics=("weights", "entropy", "column_mass"),
+            time="O(t n M d)",
+            memory="O(n (M + d))",
         ),
         sharpness="scale",
         tags=("transport", "clustered", "long"),
@@ -115,11 +130,29 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:low_rank_attention",
         papers=("2006.07057", "2009.14794"),
         capabilities=Capabilities(
-            causal=False, masks=("padding",), bias=False, exact=False,
-            statistics=("weights", "column_mass"), time="O(n r d + t n r)", memory="O(n (r + d))",
+            causal=False,
+            masks=("padding",),
+            bias=False,
+            exact=False,
+            statistics=("weights", "column_mass"),
+            time="O(n r d + t n r)",
+            memory="O(n (r + d))",
         ),
         sharpness="scale",
         tags=("transport", "doubly-stochastic", "kernel-features", "long", "random"),
+    ),
+)
+
+
+METRICS = (
+    MetricSpec(
+        name="ot-distance",
+        family=FAMILY,
+        summary="Sliced transport cost between queries and keys, as a share of random pairing's",
+        factory=f"{_MODULE}.distances:ot_distance",
+        direction="lower",
+        unit="share",
+        papers=("1902.00434",),
     ),
 )
 
@@ -139,6 +172,16 @@ def polyattn_plugin_info() -> PluginInfo:
 @hookimpl
 def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
     return MECHANISMS
+
+
+@hookimpl
+def polyattn_metrics() -> tuple[MetricSpec, ...]:
+    return METRICS
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return presets_from_toml(_MODULE, FAMILY)
 
 
 _COUPLED = "a plan couples all pairs: what one query sees moves the potentials of all"

@@ -6,9 +6,9 @@ With scores S, potentials f of the queries and g of the keys alternate:
 
 λ = 1 is balanced transport; λ = ρ/(ρ + 1) has marginals that may deviate at the price ρ. Either
 half is the log-sum-exp of attention with one coordinate more: of queries (q, 1) on keys (k, g), and
-of keys (k, 1) on queries (q, f) under the transposed mask. So a half costs what scores cost, nothing
-of size queries × keys is kept, masks and biases are the engine's, and gradients of the iterations
-are the engine's gradients of log-sum-exps, in reverse order.
+of keys (k, 1) on queries (q, f) under the transposed mask. So a half costs what scores cost,
+nothing of size queries × keys is kept, masks and biases are the engine's, and gradients of the
+iterations are the engine's gradients of log-sum-exps, in reverse order.
 
 Squared distances are products with terms of rows and columns, S_ij = D_ij + r_i + c_j, which the
 potentials absorb: F = f + r and G = g + c are what is kept here.
@@ -253,7 +253,7 @@ def _potential(log_sum_exp: Array, log_mass: Any, exponent: float, own: Array) -
         found = exponent * (log_mass - log_sum_exp)
         if exponent < 1:
             found = found + (1 - exponent) * own
-    return np.where(np.isneginf(log_sum_exp), log_sum_exp.dtype.type(0), found)
+    return np.asarray(np.where(np.isneginf(log_sum_exp), 0, found), log_sum_exp.dtype)
 
 
 def _encoded(mask: Mask | None, shape: MaskShape) -> tuple[Any, Any]:

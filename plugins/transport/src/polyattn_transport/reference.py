@@ -79,7 +79,7 @@ def unbalanced_attention(
     key, value = repeat_heads(query, key, value)
     scores = _adjusted(-_scale(query, config) / 2 * _distances(query, key), mask, bias)
     exponents = tuple(p / (p + 1) for p in (config.query_penalty, config.key_penalty))
-    plan = entropic_plan(scores, _equal_masses(scores), config.iterations, exponents)  # type: ignore[arg-type]
+    plan = entropic_plan(scores, _equal_masses(scores), config.iterations, exponents)
     return np.asarray(plan @ value)
 
 

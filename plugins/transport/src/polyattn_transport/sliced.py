@@ -21,8 +21,8 @@ class SlicedWasserstein(Mechanism):
         softmaxⱼ(−sharpness · SWₚᵖ(νᵢ, μⱼ)) v   over the candidates j of query i
         SWₚᵖ(ν, μ) = 1/L Σ_l ∫₀¹ |F⁻¹_{θ_l ν}(u) − F⁻¹_{θ_l μ}(u)|ᵖ du
 
-    where F⁻¹ are the quantile functions of the distributions' projections on L random directions θ_l,
-    orthogonal in blocks. A distribution puts equal mass on
+    where F⁻¹ are the quantile functions of the distributions' projections on L random directions
+    θ_l, orthogonal in blocks. A distribution puts equal mass on
 
     * the numbers of a token set, where sets are passed: ``key_tokens`` (…, key heads, keys, set
       size, head size) with ``key_lengths`` of those that are not full, ``query_tokens`` likewise;
@@ -41,8 +41,8 @@ class SlicedWasserstein(Mechanism):
     kept for the next call: see :attr:`cached`.
 
     O(n² d + n L S (log S + candidates)) time for sets of S tokens, O(n (d + L S + candidates))
-    memory. Gradients take candidates as they are; none with histograms. Weights are of size queries × keys
-    on request only. Shapes and errors are those of
+    memory. Gradients take candidates as they are; none with histograms. Weights are of size queries
+    × keys on request only. Shapes and errors are those of
     :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads are safe.
 
     References
@@ -79,7 +79,9 @@ class SlicedWasserstein(Mechanism):
         from .kernels import launch
 
         if self.config.representation == "histogram":
-            raise self._lacks('gradients with representation="histogram"; "exact" and "quantiles" do')
+            raise self._lacks(
+                'gradients with representation="histogram"; "exact" and "quantiles" do'
+            )
         one, config = self._attended(call), self.config
 
         def pullback(gradient: Array) -> Gradients:
@@ -213,6 +215,8 @@ def _checked_sets(given: Any, lengths: Any, points: Array, call: Call, which: st
         ) from None
     if counts.min() < 1 or counts.max() > shape[-2]:
         raise ArgumentError(
-            f"{which}_lengths", f"{counts.min()} … {counts.max()}", f"1 … {shape[-2]} tokens of a set"
+            f"{which}_lengths",
+            f"{counts.min()} … {counts.max()}",
+            f"1 … {shape[-2]} tokens of a set",
         )
     return Tokens(sets, counts.astype(np.int64))

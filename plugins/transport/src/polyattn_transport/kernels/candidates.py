@@ -156,7 +156,5 @@ def candidates_kernel(dtype: str) -> Kernel:
                 for c in range(n, wanted):
                     index[b, h, q0 + j, c] = -1
 
-    signature = types.void(
-        *problem_types(dtype), types.Array(types.int32, 4, "C"), counter_type()
-    )
+    signature = types.void(*problem_types(dtype), types.Array(types.int32, 4, "C"), counter_type())
     return Kernel(candidates, signature, f"{dtype} {target.tile(dtype)}")

@@ -208,7 +208,11 @@ def gathered_gradient_kernel(dtype: str) -> Kernel:
                     mean, count = zero, 0
                     while count < candidates and index[b, h, i, count] >= 0:
                         j = index[b, h, i, count]
-                        weight, theirs, to = weights[b, h, i, count], value[b, k, j], d_value[b, k, j]
+                        weight, theirs, to = (
+                            weights[b, h, i, count],
+                            value[b, k, j],
+                            d_value[b, k, j],
+                        )
                         product = zero
                         for d in range(size):
                             product += incoming[d] * theirs[d]

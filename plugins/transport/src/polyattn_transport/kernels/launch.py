@@ -21,7 +21,7 @@ def _threads(pairs: int, limit: int | None) -> int:
 
 
 def filtered(request: engine.Request, candidates: int) -> Array:
-    """Keys with the highest scores (batch, heads, queries, candidates), −1 where there are fewer."""
+    """Keys with the highest scores (batch, heads, queries, candidates); −1 beyond the last."""
     batch, heads, queries = request.query.shape[:3]
     keys = request.key.shape[2]
     index = np.empty((batch, heads, queries, min(candidates, keys)), np.int32)
@@ -35,7 +35,7 @@ def attend(
     index: Array, x: Any, y: Any, value: Array, sharpness: float, power: float, limit: int | None
 ) -> tuple[Array, Array, Array]:
     """Output, weights of the candidates and log-sum-exp."""
-    batch, heads, queries, candidates = index.shape
+    batch, heads, queries, _ = index.shape
     dtype = value.dtype
     weights = np.empty(index.shape, dtype)
     logs = np.empty((batch, heads, queries), dtype)
