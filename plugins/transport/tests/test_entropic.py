@@ -93,7 +93,9 @@ def test_transposed_masks(create: Create, arrays: Arrays) -> None:
     ):  # fmt: skip
         shape = masks.MaskShape((2,), 2, 9, 11)
         dense = attention.attend(query, key, value, mask=mask.dense(shape))
-        np.testing.assert_allclose(attention.attend(query, key, value, mask=mask), dense, atol=1e-12)
+        np.testing.assert_allclose(
+            attention.attend(query, key, value, mask=mask), dense, atol=1e-12
+        )
 
 
 def test_memory_is_linear(create: Create) -> None:
@@ -129,6 +131,7 @@ def test_against_pot_sinkhorn(
 
 
 @pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore:If reg_type")
 @pytest.mark.parametrize("penalty", [0.3, 2.0])
 def test_against_pot_unbalanced(create: Create, arrays: Arrays, ot: Any, penalty: float) -> None:
     query, key, value = arrays(5, 7)

@@ -31,8 +31,8 @@ class CentroidOT(Mechanism):
     O(n M d) time for each round of k-means and each iteration, O(n (M + d)) memory. Gradients
     take clusters as they are, of which centroids are the means, and are exact but where a key
     changes its cluster. Weights are those of keys: P_ic over the number of keys in c. Masks are
-    padding masks. Shapes and errors are those of :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads
-    are safe.
+    padding masks. Shapes and errors are those of
+    :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads are safe.
 
     References
     ----------

@@ -173,7 +173,9 @@ def ot_distance(
     query: Any, key: Any, value: Any = None, *, projections: int = 64, samples: int = 2048,
     seed: int = 0,
 ) -> float:  # fmt: skip
-    """How far keys are distributed from queries: 0 alike, towards 1 apart. The metric `ot-distance`.
+    """How far keys are distributed from queries: 0 alike, towards 1 apart.
+
+    This is the metric `ot-distance`:
 
         Σ_θ W₂²(θ·q, θ·k) ÷ Σ_θ E (θ·q − θ·k)²
 

@@ -33,8 +33,8 @@ class LowRankOT(Mechanism):
     and so on in turn from g = 0, so nothing over- or underflows; rows sum to 1 exactly.
 
     O(n r d + t n r) time for t iterations, O(n (r + d)) memory. Gradients are those of the
-    iterations as they were, O(n) memory for each. Masks are padding masks. Shapes and errors are those of
-    :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads are safe.
+    iterations as they were, O(n) memory for each. Masks are padding masks. Shapes and errors are
+    those of :meth:`polyattn_core.mechanism.Mechanism.attend`. Calls from several threads are safe.
 
     References
     ----------

@@ -156,34 +156,62 @@ def _gap(vectors: Vectors, squared: bool) -> Any:
     return gap
 
 
-def _add_times(vectors: Vectors) -> Any:
+_STRIP = 4  # vectors of an output row that are summed in registers at a time
+
+
+def _gathered_sum(vectors: Vectors) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
-    def add_times(typing, out, at, factor, array, to, size):  # type: ignore[no-untyped-def]
-        """out[at + i] += factor · array[to + i], over `size` numbers."""
+    def gathered_sum(typing, out, at, weights, first, places, count, array, size):  # type: ignore[no-untyped-def]
+        """out[at + i] = Σ_c weights[first + c] · array[places[c] + i], over `size` numbers."""
 
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            out_, at_, factor_, array_, to_, size_ = args
+            out_, at_, weights_, first_, places_, count_, array_, size_ = args
             o = builder.gep(pointer(context, builder, signature.args[0], out_), [at_])
-            a = builder.gep(pointer(context, builder, signature.args[3], array_), [to_])
-            factors = vectors.splat(builder, factor_)
-            whole = builder.sub(size_, builder.srem(size_, index(vectors.lanes)))
-            with Loop(builder, whole, [], vectors.lanes) as loop:
-                before = vectors.load(builder, o, loop.i)
-                more = vectors.load(builder, a, loop.i)
-                after = vectors.multiply_add(builder, factors, more, before)
-                vectors.store(builder, after, o, loop.i)
+            w = builder.gep(pointer(context, builder, signature.args[2], weights_), [first_])
+            p = pointer(context, builder, signature.args[4], places_)
+            a = pointer(context, builder, signature.args[6], array_)
+
+            def strip(start: Any, columns: int) -> None:
+                offsets = [builder.add(start, index(c * vectors.lanes)) for c in range(columns)]
+                with Loop(builder, count_, [vectors.constant(0.0)] * columns) as loop:
+                    row = builder.gep(a, [builder.load(builder.gep(p, [loop.i]))])
+                    weight = vectors.splat(builder, builder.load(builder.gep(w, [loop.i])))
+                    loop.close(
+                        [
+                            vectors.multiply_add(
+                                builder, weight, vectors.load(builder, row, offset), total
+                            )
+                            for offset, total in zip(offsets, loop.carried, strict=True)
+                        ]
+                    )
+                for offset, total in zip(offsets, loop.carried, strict=True):
+                    vectors.store(builder, total, o, offset)
+
+            wide = _STRIP * vectors.lanes
+            strips = builder.sub(size_, builder.srem(size_, index(wide)))
+            with Loop(builder, strips, [], wide) as loop:
+                strip(loop.i, _STRIP)
                 loop.close([])
-            with Loop(builder, size_, [], 1, whole) as rest:
-                place = builder.gep(o, [rest.i])
-                more = builder.fmul(factor_, builder.load(builder.gep(a, [rest.i])))
-                builder.store(builder.fadd(builder.load(place), more), place)
-                rest.close([])
+            whole = builder.sub(size_, builder.srem(size_, index(vectors.lanes)))
+            with Loop(builder, whole, [], vectors.lanes, strips) as loop:
+                strip(loop.i, 1)
+                loop.close([])
+            with Loop(builder, size_, [], 1, whole) as loop:
+                with Loop(builder, count_, [ir.Constant(vectors.scalar, 0.0)]) as inner:
+                    row = builder.gep(a, [builder.load(builder.gep(p, [inner.i]))])
+                    more = builder.fmul(
+                        builder.load(builder.gep(w, [inner.i])),
+                        builder.load(builder.gep(row, [loop.i])),
+                    )
+                    inner.close([builder.fadd(inner.carried[0], more)])
+                builder.store(inner.carried[0], builder.gep(o, [loop.i]))
+                loop.close([])
             return context.get_dummy_value()
 
-        arguments = (out, _INT, _number(vectors), array, _INT, _INT)
+        arguments = (out, _INT, weights, _INT, places, _INT, array, _INT)
         return types.void(*arguments), emit
 
-    return add_times
+    return gathered_sum
 
 
 @functools.cache
@@ -197,5 +225,5 @@ def operations(dtype: str) -> SimpleNamespace:
         passing=_passing(vectors),
         squares=_gap(vectors, True),
         distances=_gap(vectors, False),
-        add_times=_add_times(vectors),
+        gathered_sum=_gathered_sum(vectors),
     )

@@ -115,7 +115,7 @@ def gathered_kernel(dtype: str) -> Kernel:
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
     cost, _ = _costs(dtype)
-    add_times = operations(dtype).add_times
+    gathered_sum = operations(dtype).gathered_sum
 
     def gathered(index, x, m, y, n, value, even, numbers, weights, log_sum_exp, out, counter):  # type: ignore[no-untyped-def]
         batches, heads, queries, candidates = index.shape
@@ -123,6 +123,9 @@ def gathered_kernel(dtype: str) -> Kernel:
         group = heads // key_heads
         line = (x.shape[3], x.shape[4], y.shape[4])
         flat_x, flat_y, flat_value, flat_out = x.ravel(), y.ravel(), value.ravel(), out.ravel()
+        flat_m, flat_n = m.ravel(), n.ravel()
+        row = np.empty(candidates, number)
+        places = np.empty(candidates, np.int64)
         blocks = (queries + _ROWS - 1) // _ROWS
         size = value.shape[3]
         sharpness, power = numbers[0], numbers[1]
@@ -136,14 +139,14 @@ def gathered_kernel(dtype: str) -> Kernel:
             first = task % blocks * _ROWS
             for i in range(first, min(first + _ROWS, queries)):
                 most, count = lowest, 0
-                row, to = weights[b, h, i], ((b * heads + h) * queries + i) * size
+                own = (b * heads + h) * queries + i
                 while count < candidates and index[b, h, i, count] >= 0:
-                    j = index[b, h, i, count]
+                    j = (b * key_heads + k) * keys + index[b, h, i, count]
                     score = -sharpness * cost(
-                        flat_x, (b * heads + h) * queries + i, m[b, h, i], flat_y,
-                        (b * key_heads + k) * keys + j, n[b, k, j], line, even, power,
-                    )  # fmt: skip
+                        flat_x, own, flat_m[own], flat_y, j, flat_n[j], line, even, power
+                    )
                     row[count] = score
+                    places[count] = j * size
                     most = max(most, score)
                     count += 1
                 total = zero
@@ -151,19 +154,13 @@ def gathered_kernel(dtype: str) -> Kernel:
                 for c in range(count):
                     row[c] = exp(row[c] - base)
                     total += row[c]
-                for c in range(count, candidates):
-                    row[c] = zero
-                for d in range(size):
-                    flat_out[to + d] = zero
-                if count == 0:
-                    log_sum_exp[b, h, i] = lowest
-                    continue
-                log_sum_exp[b, h, i] = base + np.log(total)
-                factor = one / total
+                log_sum_exp[b, h, i] = base + np.log(total) if count > 0 else lowest
+                factor = one / total if count > 0 else zero
                 for c in range(count):
                     row[c] *= factor
-                    at = ((b * key_heads + k) * keys + index[b, h, i, c]) * size
-                    add_times(flat_out, to, row[c], flat_value, at, size)
+                for c in range(candidates):
+                    weights[b, h, i, c] = row[c] if c < count else zero
+                gathered_sum(flat_out, own * size, row, 0, places, count, flat_value, size)
 
     kind = types.float32 if dtype == "float32" else types.float64
     lengths = types.Array(types.int64, 3, "C")
