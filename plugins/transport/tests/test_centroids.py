@@ -62,9 +62,9 @@ def test_order_of_keys_does_not_matter_and_duplicates_leave_clusters_empty() -> 
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ShapeError, match="keys: .*4 axes"):
+    with pytest.raises(ShapeError, match=r"keys: .*4 axes"):
         cluster(np.zeros((3, 2)), 2)
-    with pytest.raises(ArgumentError, match="centroids: got 0; expected at least 1"):
+    with pytest.raises(ArgumentError, match=r"centroids: got 0; expected at least 1"):
         cluster(np.zeros((1, 1, 3, 2)), 0)
 
 

@@ -139,27 +139,27 @@ def test_metric_of_normal_clouds() -> None:
 
 def test_wrong_arguments() -> None:
     good = np.zeros((3, 2))
-    with pytest.raises(ArgumentError, match="power: got 0.5; expected at least 1"):
+    with pytest.raises(ArgumentError, match=r"power: got 0.5; expected at least 1"):
         wasserstein_1d([1.0], [2.0], power=0.5)
-    with pytest.raises(ShapeError, match="x: "):
+    with pytest.raises(ShapeError, match=r"x: "):
         wasserstein_1d([], [2.0])
-    with pytest.raises(DataError, match="y: .*finite"):
+    with pytest.raises(DataError, match=r"y: .*finite"):
         wasserstein_1d([1.0], [np.nan])
-    with pytest.raises(ArgumentError, match="x_weights"):
+    with pytest.raises(ArgumentError, match=r"x_weights"):
         wasserstein_1d([1.0, 2.0], [1.0], x_weights=[-1.0, 2.0])
-    with pytest.raises(ShapeError, match="x_weights"):
+    with pytest.raises(ShapeError, match=r"x_weights"):
         wasserstein_1d([1.0, 2.0], [1.0], x_weights=[1.0, 2.0, 3.0])
-    with pytest.raises(ShapeError, match="y: .*width 2"):
+    with pytest.raises(ShapeError, match=r"y: .*width 2"):
         sliced_wasserstein_distance(good, np.zeros((3, 4)))
-    with pytest.raises(ArgumentError, match="projections: got 0"):
+    with pytest.raises(ArgumentError, match=r"projections: got 0"):
         sliced_wasserstein_distance(good, good, projections=0)
-    with pytest.raises(ArgumentError, match="regularisation"):
+    with pytest.raises(ArgumentError, match=r"regularisation"):
         sinkhorn(good, regularisation=0)
-    with pytest.raises(ArgumentError, match="max_iterations"):
+    with pytest.raises(ArgumentError, match=r"max_iterations"):
         sinkhorn(good, max_iterations=0)
-    with pytest.raises(ArgumentError, match="b: .*sum"):
+    with pytest.raises(ArgumentError, match=r"b: .*sum"):
         sinkhorn(good, [1, 1, 1], [1, 1])
-    with pytest.raises(ShapeError, match="a: "):
+    with pytest.raises(ShapeError, match=r"a: "):
         sinkhorn(good, [1, 1])
-    with pytest.raises(ShapeError, match="key: .*width 2"):
+    with pytest.raises(ShapeError, match=r"key: .*width 2"):
         ot_distance(good, np.zeros((3, 4)))

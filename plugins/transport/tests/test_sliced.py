@@ -230,9 +230,8 @@ def test_cache_in_threads(create: Create, arrays: Arrays) -> None:
     wrong: list[int] = []
 
     def work(which: int) -> None:
-        for _ in range(30):
-            if not np.array_equal(attention.attend(*inputs[which]), expected[which]):
-                wrong.append(which)
+        outputs = [attention.attend(*inputs[which]) for _ in range(30)]
+        wrong.extend(which for found in outputs if not np.array_equal(found, expected[which]))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
     for thread in threads:
