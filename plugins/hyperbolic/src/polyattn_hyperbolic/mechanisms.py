@@ -15,12 +15,16 @@ import numpy as np
 from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call
 
-from .space import HyperbolicSpace, _by_group
+from .space import HyperbolicSpace, by_group
 
 if TYPE_CHECKING:
     from polyattn_core.simd.rules import ScoreRule
 
     Rules = Sequence[tuple[ScoreRule, Sequence[Any]]]
+
+NOISE = 4
+"""Part of q₀k₀ − 1, in units of ε, below which q₀k₀ − q·k − 1 counts as 0: rounding, as between
+a point and itself."""
 
 
 class Hyperbolic(HyperbolicSpace):
@@ -29,8 +33,9 @@ class Hyperbolic(HyperbolicSpace):
         m(softmax(−β d(q, k)), v),   d(x, y) = arcosh(1 + 2c‖x − y‖² / ((1 − c‖x‖²)(1 − c‖y‖²)))/√c
 
     where c = −κ, and m is the midpoint Σ wγv / Σ wγ of values in the Klein model with their Lorentz
-    factors γ. β is the parameter `beta` (heads,), κ the parameter `curvature` (key heads,). The
-    offset that the paper adds to −βd is the same for all keys, so the soft-max takes it away.
+    factors γ. β is the parameter `beta` (heads,), ln −κ the parameter `curvature.log`
+    (key heads,). The offset that the paper adds to −βd is the same for all keys, so the soft-max
+    takes it away.
 
     Trees fit into hyperbolic space as they do into no other: the number of points within a
     distance grows exponentially with it, like that of nodes.
@@ -61,7 +66,8 @@ class Hyperbolic(HyperbolicSpace):
     def _rules(self, call: Call) -> Rules:
         from .kernels import geodesic
 
-        return [(geodesic, (self.parameters["beta"] / self._query_roots(),))]
+        sharpness = self.parameters["beta"] / self._query_roots()
+        return [(geodesic, (sharpness, NOISE * np.finfo(call.dtype).eps))]
 
     def _query_roots(self) -> Array:
         return np.repeat(self._roots(), self.config.heads // self._key_heads)
@@ -69,8 +75,10 @@ class Hyperbolic(HyperbolicSpace):
     def _parameter_gradients(self, rule_parameters: Array, sink: Array | None) -> dict[str, Array]:
         # The sharpness is β/√−κ.
         roots, by = self._query_roots(), rule_parameters[:, 0].astype(np.float64)
-        by_curvature = by * self.parameters["beta"] / (2 * roots**3)
-        return {"beta": by / roots, "curvature": _by_group(by_curvature, len(roots) // self._key_heads)}
+        return self._gradients(by / roots, -by * self.parameters["beta"] / (2 * roots))
+
+    def _gradients(self, by_beta: Array, by_log: Array) -> dict[str, Array]:
+        return {"beta": by_beta, "curvature.log": by_group(by_log, len(by_log) // self._key_heads)}
 
 
 class Lorentz(Hyperbolic):
@@ -83,7 +91,8 @@ class Lorentz(Hyperbolic):
     far keys are cut off more sharply than by the geodesic distance, of which it is
     4/−κ · sinh²(√−κ d/2). m is the mean of values scaled back to the hyperboloid, which minimises
     the weighted sum of squared Lorentzian distances; it is the same point as the Einstein midpoint.
-    β is the parameter `beta` (heads,), κ the parameter `curvature` (key heads,).
+    β is the parameter `beta` (heads,), ln −κ the parameter
+    `curvature.log` (key heads,).
 
     O(n² d) time, O(n d) memory.
 
@@ -110,8 +119,5 @@ class Lorentz(Hyperbolic):
     def _parameter_gradients(self, rule_parameters: Array, sink: Array | None) -> dict[str, Array]:
         # The sharpness is β/−κ.
         roots, by = self._query_roots(), rule_parameters[:, 0].astype(np.float64)
-        by_curvature = by * self.parameters["beta"] / roots**4
-        return {
-            "beta": by / np.square(roots),
-            "curvature": _by_group(by_curvature, len(roots) // self._key_heads),
-        }
+        by_beta = by / np.square(roots)
+        return self._gradients(by_beta, -by_beta * self.parameters["beta"])

@@ -9,9 +9,9 @@ from . import __version__
 
 FAMILY = "hyperbolic"
 _MODULE = "polyattn_hyperbolic"
-_CAPABILITIES = Capabilities(
-    dropout=True, statistics=("weights", "log_sum_exp", "entropy", "column_mass"), parametric=True
-)
+_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
+_CAPABILITIES = Capabilities(dropout=True, statistics=_STATISTICS, parametric=True)
+_AVERAGING = Capabilities(dropout=True, statistics=_STATISTICS, parametric=True, partial=True)
 
 MECHANISMS = (
     MechanismSpec(
@@ -41,6 +41,32 @@ MECHANISMS = (
         sharpness="beta",
         tags=("softmax", "geometry", "hierarchy"),
     ),
+    MechanismSpec(
+        name="lorentz-cascade",
+        family=FAMILY,
+        summary="Hyperbolic spaces of several curvatures, a slice of the head in each",
+        formula="softmax(−β Σₗ wₗ dₗ²(qₗ, kₗ)) v, dₗ² = −2/κₗ (q₀k₀ − q·k − 1)",
+        factory=f"{_MODULE}.products:LorentzCascade",
+        config=f"{_MODULE}.config:LorentzCascadeConfig",
+        reference=f"{_MODULE}.reference:lorentz_cascade",
+        papers=("2105.14686",),
+        capabilities=_AVERAGING,
+        sharpness="beta",
+        tags=("softmax", "geometry", "hierarchy"),
+    ),
+    MechanismSpec(
+        name="mixed-curvature",
+        family=FAMILY,
+        summary="Flat, hyperbolic and spherical distances, mixed by learned weights",
+        formula="softmax(−β (w_E d_E² + w_H d_H² + w_S d_S²)) v",
+        factory=f"{_MODULE}.products:MixedCurvature",
+        config=f"{_MODULE}.config:MixedCurvatureConfig",
+        reference=f"{_MODULE}.reference:mixed_curvature",
+        papers=("1911.08411",),
+        capabilities=_AVERAGING,
+        sharpness="beta",
+        tags=("softmax", "geometry"),
+    ),
 )
 
 
@@ -60,20 +86,24 @@ def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
     return MECHANISMS
 
 
-_MIDPOINT = {"check_weights_sum_values_to_the_output": "outputs are midpoints, not weighted sums"}
+_MIDPOINT = {
+    "check_weights_sum_values_to_the_output": "outputs are midpoints, not weighted sums",
+    "check_weights_are_those_of_the_reference": "values that are unit vectors show no weights",
+}
 
 
 @hookimpl
 def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
     cases = []
-    for spec in MECHANISMS:
-        cases.append(ConformanceCase(mechanism=spec.name, expected_failures=_MIDPOINT))
-        average = {"aggregation": "average"}
-        cases.append(ConformanceCase(mechanism=spec.name, name="average", options=average))
-    ball = {"coordinates": "ball", "max_radius": 4.0}
+    average = {"aggregation": "average"}
+    for name in ("hyperbolic", "lorentz"):
+        cases.append(ConformanceCase(mechanism=name, expected_failures=_MIDPOINT))
+        cases.append(ConformanceCase(mechanism=name, name="average", options=average))
+    ball = {"coordinates": "ball", "max_radius": 1.0}
     cases.append(
-        ConformanceCase(
-            mechanism="hyperbolic", name="ball", options=ball, expected_failures=_MIDPOINT
-        )
+        ConformanceCase(mechanism="hyperbolic", name="ball", options={**ball, **average})
     )
+    cases.append(ConformanceCase(mechanism="lorentz-cascade"))
+    cases.append(ConformanceCase(mechanism="lorentz-cascade", name="ball", options=ball))
+    cases.append(ConformanceCase(mechanism="mixed-curvature"))
     return tuple(cases)

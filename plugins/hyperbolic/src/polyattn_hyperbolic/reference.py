@@ -35,13 +35,73 @@ def _attend(
 ) -> Array:  # fmt: skip
     query, key = rotated(query, key, config)
     key, value = repeat_heads(query, key, value)
-    k = np.repeat(parameters["curvature"], query.shape[1] // len(parameters["curvature"]))
-    k = k[:, None, None]
+    k = -np.exp(parameters["curvature.log"])
+    k = np.repeat(k, query.shape[1] // len(k))[:, None, None]
     points = _ball(query, config, k), _ball(key, config, k)
     beta = parameters["beta"][:, None, None]
     scores = -beta * (lorentzian if squared else distances)(*points, k)
     weights = _softmax(adjusted_scores(scores, mask, bias, config, parameters))
     return _aggregate(weights, value, config, k)
+
+
+def lorentz_cascade(
+    query: Array, key: Array, value: Array, *, mask: Any, bias: Any, config: Any, parameters: Any
+) -> Array:
+    """Soft-max of −β times a weighted sum of squared Lorentzian distances of slices."""
+    query, key = rotated(query, key, config)
+    key, value = repeat_heads(query, key, value)
+    scale = _scale(config, query)
+    total, start = 0.0, 0
+    levels = len(config.curvatures)
+    for level in range(levels):
+        size = (query.shape[-1] + levels - 1 - level) // levels
+        if size == 0:
+            break
+        part = slice(start, start + size)
+        start += size
+        k = _curvature(parameters, level, query.shape[1])
+        points = [_ball(x[..., part], config, k, scale) for x in (query, key)]
+        total = total + _weight(parameters, level) * lorentzian(*points, k)
+    scores = -parameters["beta"][:, None, None] * total
+    return np.asarray(_softmax(adjusted_scores(scores, mask, bias, config, parameters)) @ value)
+
+
+def mixed_curvature(
+    query: Array, key: Array, value: Array, *, mask: Any, bias: Any, config: Any, parameters: Any
+) -> Array:
+    """Soft-max of −β times a weighted sum of squared distances of slices."""
+    query, key = rotated(query, key, config)
+    key, value = repeat_heads(query, key, value)
+    scale = _scale(config, query)
+    e, h, s = config.sizes
+    (q_e, q_h, q_s), (k_e, k_h, k_s) = (np.split(x, (e, e + h), axis=-1) for x in (query, key))
+    squares = []
+    if e:
+        flat = scale if config.coordinates == "tangent" else 1.0
+        squares.append(((flat * (q_e[..., :, None, :] - k_e[..., None, :, :])) ** 2).sum(axis=-1))
+    if h:
+        k = _curvature(parameters, 0, query.shape[1])
+        points = [_ball(x, config, k, scale) for x in (q_h, k_h)]
+        squares.append(distances(*points, k) ** 2)
+    if s:
+        q_s, k_s = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q_s, k_s))
+        # 2 atan2(‖x − y‖, ‖x + y‖): good for small and for large angles.
+        apart = np.linalg.norm(q_s[..., :, None, :] - k_s[..., None, :, :], axis=-1)
+        together = np.linalg.norm(q_s[..., :, None, :] + k_s[..., None, :, :], axis=-1)
+        squares.append((2 * np.arctan2(apart, together)) ** 2 / config.curvature_s)
+    total = sum(_weight(parameters, place) * square for place, square in enumerate(squares))
+    scores = -parameters["beta"][:, None, None] * total
+    return np.asarray(_softmax(adjusted_scores(scores, mask, bias, config, parameters)) @ value)
+
+
+def _curvature(parameters: Any, level: int, heads: int) -> Array:
+    k = -np.exp(parameters["curvature.log"][:, level])
+    return np.asarray(np.repeat(k, heads // len(k))[:, None, None])
+
+
+def _weight(parameters: Any, place: int) -> Array:
+    weights = np.exp(parameters["components"])
+    return np.asarray((weights[:, place] / weights.sum(axis=1))[:, None, None])
 
 
 def distances(x: Array, y: Array, k: Array) -> Array:
@@ -57,7 +117,7 @@ def lorentzian(x: Array, y: Array, k: Array) -> Array:
     return np.asarray(4 * squares / (own * theirs))
 
 
-def _ball(vectors: Array, config: Any, k: Array) -> Array:
+def _ball(vectors: Array, config: Any, k: Array, scale: float | None = None) -> Array:
     """Points of the ball, none further from the origin than the configuration says."""
     root = np.sqrt(-k)
     r = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -66,7 +126,7 @@ def _ball(vectors: Array, config: Any, k: Array) -> Array:
         r = np.linalg.norm(vectors, axis=-1, keepdims=True)
         far = np.arcsinh(root * r)
     elif config.coordinates == "tangent":
-        far = root * r * _scale(config, vectors)
+        far = root * r * (_scale(config, vectors) if scale is None else scale)
     else:
         far = 2 * np.arctanh(np.minimum(root * r, np.tanh(config.max_radius / 2)))
     far = np.minimum(far, config.max_radius)
