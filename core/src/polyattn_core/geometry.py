@@ -152,7 +152,9 @@ def distance(x: Array, y: Array, curvature: float) -> Array:
     if k == 0:
         return np.asarray(2 * s)
     root = np.sqrt(abs(k))
-    return np.asarray(2 / root * (np.arcsin(np.minimum(root * s, 1)) if k > 0 else np.arcsinh(root * s)))
+    return np.asarray(
+        2 / root * (np.arcsin(np.minimum(root * s, 1)) if k > 0 else np.arcsinh(root * s))
+    )
 
 
 def _conformal(x: Array, k: float) -> Array:
@@ -202,7 +204,9 @@ def sphere_log(points: Array, origin: Array) -> Array:
     across = points - cosine[..., None] * origin
     sine = lengths(across)
     angle = np.arctan2(sine, cosine)
-    return np.asarray(across * np.where(sine > 0, angle / np.where(sine > 0, sine, 1), 1)[..., None])
+    return np.asarray(
+        across * np.where(sine > 0, angle / np.where(sine > 0, sine, 1), 1)[..., None]
+    )
 
 
 __all__ = [

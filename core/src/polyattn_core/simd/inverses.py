@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -50,14 +51,25 @@ def _number(kind: Any) -> Any:
     return np.float32 if kind is types.float32 else np.float64
 
 
+def _polynomial(coefficients: tuple[Any, ...]) -> Any:
+    """Horner's rule, constant term first, written out: a loop over a long tuple stays a loop, and
+    the loop around it is then not vectorised."""
+    names = [f"c{k}" for k in range(len(coefficients))]
+    text = names[-1]
+    for name in names[-2::-1]:
+        text = f"({text}) * x + {name}"
+    scope: dict[str, Any] = dict(zip(names, coefficients, strict=True))
+    exec(f"def polynomial(x): return {text}", scope)
+    return numba.njit(**_IN_ORDER)(scope["polynomial"])
+
+
 @overload(log1p, jit_options=_IN_ORDER)
 def _log1p(x):  # type: ignore[no-untyped-def]
     kind = _floating(x)
     if kind is None:
         return None
     number = _number(kind)
-    series = tuple(number(1 / (2 * k + 1)) for k in range(_TERMS[kind][0]))
-    top, rest = series[-1], series[-2::-1]
+    series = _polynomial(tuple(number(1 / (2 * k + 1)) for k in range(_TERMS[kind][0])))
     zero, one, two, root = number(0), number(1), number(2), number(math.sqrt(2))
     ln2 = number(math.log(2))
 
@@ -67,11 +79,7 @@ def _log1p(x):  # type: ignore[no-untyped-def]
         n = _exponent(whole * root)
         f = x if n == zero else whole * _power_of_two(-n) - one
         s = f / (two + f)
-        square = s * s
-        sum_ = top
-        for coefficient in rest:
-            sum_ = sum_ * square + coefficient
-        return n * ln2 + two * s * sum_
+        return n * ln2 + two * s * series(s * s)
 
     return implementation
 
@@ -92,9 +100,7 @@ def _acosh1p(x):  # type: ignore[no-untyped-def]
 def _taylor(kind: Any) -> tuple[Any, ...]:
     """Coefficients of arc at 0: (2k)! / (4^k k!² (2k + 1))."""
     number = _number(kind)
-    return tuple(
-        number(math.comb(2 * k, k) / 4**k / (2 * k + 1)) for k in range(_TERMS[kind][1])
-    )
+    return tuple(number(math.comb(2 * k, k) / 4**k / (2 * k + 1)) for k in range(_TERMS[kind][1]))
 
 
 @overload(arc, jit_options=_IN_ORDER)
@@ -103,25 +109,27 @@ def _arc(t):  # type: ignore[no-untyped-def]
     if kind is None:
         return None
     number = _number(kind)
-    series = _taylor(kind)
-    top, rest = series[-1], series[-2::-1]
+    series = _polynomial(_taylor(kind))
     zero, one, two, half = number(0), number(1), number(2), number(0.5)
     quarter, quarter_turn = number(0.25), number(math.pi / 2)
 
     def implementation(t):  # type: ignore[no-untyped-def]
+        # One formula for all t, in which only constants and arguments depend on where t is: with
+        # values to choose from at the end, LLVM makes branches and no longer vectorises.
         t = one if t > one else t
         root = np.sqrt(abs(t))
         far, below = t > quarter, t < -quarter
         # arcsin(x) = π/2 − 2 arcsin(√((1 − x)/2)) brings t > ¼ to where the series is good.
-        folded = (one - root) * half
-        inner = folded if far else t
-        sum_ = top
-        for coefficient in rest:
-            sum_ = sum_ * inner + coefficient
-        safe = one if root == zero else root
-        positive = (quarter_turn - two * np.sqrt(abs(folded)) * sum_) / safe
-        negative = log1p(root + root * root / (one + np.sqrt(one + root * root))) / safe
-        return positive if far else (negative if below else sum_)
+        folded = (one - root) * half if far else t
+        inner = zero if below else folded
+        sum_ = series(inner)
+        above = root if below else zero
+        logarithm = log1p(above + above * above / (one + np.sqrt(one + above * above)))
+        factor = -two * np.sqrt(folded if far else quarter)
+        factor = factor if far else (zero if below else one)
+        start = quarter_turn if far else zero
+        divisor = root if (far or below) else one
+        return (start + logarithm + factor * sum_) / divisor
 
     return implementation
 
@@ -132,17 +140,14 @@ def _arc_slope(t):  # type: ignore[no-untyped-def]
     if kind is None:
         return None
     number = _number(kind)
-    series = tuple(number(k * float(c)) for k, c in enumerate(_taylor(kind)))[1:]
-    top, rest = series[-1], series[-2::-1]
-    one, two, quarter = number(1), number(2), number(0.25)
+    series = _polynomial(tuple(number(k * float(c)) for k, c in enumerate(_taylor(kind)))[1:])
+    zero, one, two, quarter = number(0), number(1), number(2), number(0.25)
     least = number(np.finfo(number).eps)
 
     def implementation(t):  # type: ignore[no-untyped-def]
         t = one if t > one else t
-        sum_ = top
-        for coefficient in rest:
-            sum_ = sum_ * t + coefficient
         outside = abs(t) > quarter
+        sum_ = series(zero if outside else t)
         safe = t if outside else one
         room = one - t
         room = least if room < least else room

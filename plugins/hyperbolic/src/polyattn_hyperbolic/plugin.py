@@ -100,9 +100,7 @@ def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
         cases.append(ConformanceCase(mechanism=name, expected_failures=_MIDPOINT))
         cases.append(ConformanceCase(mechanism=name, name="average", options=average))
     ball = {"coordinates": "ball", "max_radius": 1.0}
-    cases.append(
-        ConformanceCase(mechanism="hyperbolic", name="ball", options={**ball, **average})
-    )
+    cases.append(ConformanceCase(mechanism="hyperbolic", name="ball", options={**ball, **average}))
     cases.append(ConformanceCase(mechanism="lorentz-cascade"))
     cases.append(ConformanceCase(mechanism="lorentz-cascade", name="ball", options=ball))
     cases.append(ConformanceCase(mechanism="mixed-curvature"))
