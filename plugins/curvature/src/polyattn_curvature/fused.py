@@ -171,12 +171,12 @@ def _logarithm(kappa: Array, limit: float) -> Callable[[Array], Profile]:
 
 
 class QuantisedMixedCurvature(MixedCurvatureFusedAttention):
-    """Fused mixed curvature over keys in a third of the memory: 8 bits a Euclidean coordinate, 5 a
-    log-mapped hyperbolic or spherical one.
+    """Fused mixed curvature over keys in a quarter of the memory.
 
         softmax(scale · Σ_c w_c log₀ q_c · k̂_c) v,   k̂ = s · round(log₀ k / s)
 
-    with a step s = max|log₀ k_c| / (2^(bits − 1) − 1) of each key and component, so that no
+    with 8 bits for a Euclidean coordinate of k̂ and 5 for a hyperbolic or spherical one, and a step
+    s = max|log₀ k_c| / (2^(bits − 1) − 1) of each key and component, so that no
     coordinate is off by more than s/2, and no score by more than scale · Σ |w_c| s_c ‖log₀ q_c‖₁/2.
     Keys are packed bit by bit; attention unpacks `chunk` of them at a time and merges the parts.
     :meth:`pack` keeps packed keys for many calls of :meth:`attend_packed`.

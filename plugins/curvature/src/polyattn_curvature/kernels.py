@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyattn_core.simd.inverses import arc, arc_slope
+from polyattn_core.simd.inverses import arc, arc_positive, arc_slope
 from polyattn_core.simd.rules import score_rule, squared_norm
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -17,7 +17,7 @@ def angle(dot, sharpness, noise):  # type: ignore[no-untyped-def]
     square = (ONE - dot) * HALF
     square = ZERO if square < noise else square
     square = ONE if square > ONE else square
-    return -TWO * sharpness * np.sqrt(square) * arc(square)
+    return -TWO * sharpness * np.sqrt(square) * arc_positive(square)
 
 
 @angle.derivative
@@ -28,7 +28,7 @@ def angle_derivative(dot, sharpness, noise):  # type: ignore[no-untyped-def]
     # Neither to itself nor to the opposite point has a point a direction: the subgradient is 0.
     sine = square * (ONE - square)
     slope = ZERO if sine < noise else HALF / np.sqrt(ONE if sine < noise else sine)
-    return (sharpness * slope, -TWO * np.sqrt(square) * arc(square), ZERO)
+    return (sharpness * slope, -TWO * np.sqrt(square) * arc_positive(square), ZERO)
 
 
 @score_rule(row=squared_norm, column=squared_norm)

@@ -52,8 +52,8 @@ class PackedVectors:
 class ComponentQuantizer:
     """Rounds each component of a vector to steps of its own, and packs the codes without gaps.
 
-    A component with b bits has the codes −c … c, c = 2^(b − 1) − 1, and the step max|x| / c, so that
-    the largest coordinate is kept as it is and none is off by more than half a step. NaN and
+    A component with b bits has the codes −c … c, c = 2^(b − 1) − 1, and the step max|x| / c, so
+    that the largest coordinate is kept as it is and none is off by more than half a step. NaN and
     infinities make the whole component NaN.
 
     Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyattn_core.simd.inverses import acosh1p, arc
+from polyattn_core.simd.inverses import acosh1p, arc_positive
 from polyattn_core.simd.rules import Statistic, score_rule, squared_norm
 
 ZERO, ONE, TWO, FOUR = np.float32(0), np.float32(1), np.float32(2), np.float32(4)
@@ -96,7 +96,7 @@ def squared_angle(dot, sharpness):  # type: ignore[no-untyped-def]
     """−sharpness · θ², where sin²(θ/2) = (1 − cos θ)/2."""
     square = (ONE - dot) * HALF
     square = ZERO if square < ZERO else square
-    half = arc(square)
+    half = arc_positive(square)
     return -FOUR * sharpness * min(square, ONE) * half * half
 
 
@@ -105,7 +105,7 @@ def squared_angle_derivative(dot, sharpness):  # type: ignore[no-untyped-def]
     square = (ONE - dot) * HALF
     square = ZERO if square < ZERO else square
     square = ONE if square > ONE else square
-    half = arc(square)
+    half = arc_positive(square)
     # θ/sin θ. Opposite points have no direction to each other: the subgradient 0 is taken there.
     room = ONE - square
     slope = ZERO if room < NEAR else half / np.sqrt(max(room, NEAR))

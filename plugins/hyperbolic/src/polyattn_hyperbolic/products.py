@@ -37,8 +37,10 @@ class Factor(NamedTuple):
 
 
 class ProductSpace(Lifting):
-    """Scores −β Σ w d² over the factors of a product; the w of a head are the soft-max of a row of
-    the parameter `components`."""
+    """Scores −β Σ w d² over the factors of a product of spaces.
+
+    The w of a head are the soft-max of its row of the parameter `components`.
+    """
 
     def _factors(self) -> list[Factor]:
         """The spaces, in the order of their coordinates; none is empty."""
@@ -198,7 +200,7 @@ def _scaled(factor: Any) -> Any:
 
 
 class LorentzCascade(ProductSpace):
-    """Several hyperbolic spaces, from nearly flat to strongly curved, each with a slice of the head.
+    """Hyperbolic spaces from nearly flat to strongly curved, each with a slice of the head.
 
         softmax(−β Σ_l w_l d_l²(q_l, k_l)) v,   d_l²(x, y) = −2/κ_l · (x₀y₀ − x·y − 1)
 
