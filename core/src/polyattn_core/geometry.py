@@ -46,18 +46,23 @@ def lengths(array: Array) -> Array:
 
 
 def radial(
-    array: Array, profile: Callable[[Array], Profile], r: Array | None = None
+    array: Array,
+    profile: Callable[[Array], Profile],
+    r: Array | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, RadialPullback]:
     """Apply a radial map to vectors (batch, heads, tokens, size).
 
     Returns the vectors in C order and their dtype, and a pullback that gives the gradient by the
     vectors and, for each parameter of the profile, that by its value for each head. Vectors without
-    a gradient get none, finite or not. `r` are the lengths, where they are known already.
+    a gradient get none, finite or not. `r` are the lengths, where they are known already; the
+    result is written to `out`, where that is given.
     """
     r = lengths(array) if r is None else r
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         at = profile(r)
-        result = np.multiply(array, at.ratio[..., None].astype(array.dtype), order="C")
+        ratio = at.ratio[..., None].astype(array.dtype)
+        result = np.multiply(array, ratio, out=out, order="C")
 
     def pullback(gradient: Array) -> tuple[Array, dict[str, Array]]:
         live = np.any(gradient, axis=-1)

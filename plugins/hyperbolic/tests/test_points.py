@@ -67,7 +67,7 @@ def test_lorentz_against_geoopt(create: Create) -> None:
     points = [
         np.concatenate((np.sqrt(1 + (x**2).sum(-1, keepdims=True)), x), axis=-1) for x in spatial
     ]
-    q, k, v = (torch.from_numpy(x) for x in points)
+    q, k, _ = (torch.from_numpy(x) for x in points)
     inner = manifold.inner(None, q[:, None], k[None]).squeeze(-1)
     weights = torch.softmax(2 * 0.4 * inner, dim=-1).numpy()
     mean = weights @ points[2]

@@ -120,8 +120,8 @@ class MixedCurvatureFusedAttention(Mapped):
             if place == 0:
                 limit = np.tanh(config.max_radius / 2)
                 self._check(r, kappa[:, 0], limit, argument)
-            mapped, pull = radial(vectors, _logarithm(kappa[:, place, None], limit), r)
-            result[..., part] = mapped
+            profile = _logarithm(kappa[:, place, None], limit)
+            _, pull = radial(vectors, profile, r, result[..., part])
             pulls.append(pull)
 
         def pullback(gradient: Array) -> tuple[Array, Array, Array]:

@@ -113,9 +113,9 @@ class KappaStereographic(Mapped):
 
     Examples
     --------
-    >>> import numpy as np, polyattn as pa
     The gradient by κ does not change abruptly at 0:
 
+    >>> import numpy as np, polyattn as pa
     >>> x = np.random.default_rng(0).standard_normal((6, 4))
     >>> for curvature in (-1e-9, 0.0, 1e-9):
     ...     kappa = pa.create("kappa-stereographic", dim=4, curvature=curvature)

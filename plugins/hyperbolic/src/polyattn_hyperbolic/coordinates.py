@@ -78,11 +78,13 @@ class Chart:
         inside = self.coordinates == "ball"
         return float(np.tanh(self.max_radius / 2) if inside else np.sinh(self.max_radius))
 
-    def lift(self, array: Array, r: Array, root: Array) -> tuple[Array, LiftPullback]:
+    def lift(
+        self, array: Array, r: Array, root: Array, out: Array | None = None
+    ) -> tuple[Array, LiftPullback]:
         """X of the points, and its pullback. Points outside are moved to `max_radius`."""
         ambient = self.coordinates == "hyperboloid"
         spatial, pull = radial(
-            array[..., 1:] if ambient else array, lambda r: self._profile(r, root), r
+            array[..., 1:] if ambient else array, lambda r: self._profile(r, root), r, out
         )
 
         def pullback(gradient: Array) -> tuple[Array, Array]:
@@ -145,18 +147,21 @@ def _rooted(found: tuple[Array, dict[str, Array]]) -> tuple[Array, Array]:
     return found[0], found[1]["root"]
 
 
-def with_time(spatial: Array) -> Array:
-    """(√(1 + |X|²), X)."""
-    time = np.sqrt(1 + np.square(lengths(spatial)))[..., None].astype(spatial.dtype)
-    return np.concatenate((time, spatial), axis=-1)
+def lift_with_time(chart: Chart, array: Array, r: Array, root: Array) -> tuple[Array, LiftPullback]:
+    """(√(1 + |X|²), X) of the points, and its pullback."""
+    size = array.shape[-1] + (chart.coordinates != "hyperboloid")
+    whole = np.empty((*array.shape[:-1], size), array.dtype)
+    spatial, pull = chart.lift(array, r, root, whole[..., 1:])
+    whole[..., 0] = np.sqrt(1 + np.square(lengths(spatial)))
 
+    def pullback(gradient: Array) -> tuple[Array, Array]:
+        # Vectors without a gradient get none, finite or not.
+        live = np.any(gradient, axis=-1, keepdims=True)
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = gradient[..., 1:] + gradient[..., :1] / whole[..., :1] * spatial
+        return pull(np.where(live, found, 0))
 
-def with_time_pullback(gradient: Array, whole: Array) -> Array:
-    """Pullback of `with_time`; vectors without a gradient get none, finite or not."""
-    live = np.any(gradient, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", over="ignore"):
-        found = gradient[..., 1:] + gradient[..., :1] / whole[..., :1] * whole[..., 1:]
-    return np.where(live, found, 0)
+    return whole, pullback
 
 
 def centroid(mean: Array) -> tuple[Array, Callable[[Array], Array]]:

@@ -15,7 +15,7 @@ from polyattn_core.partial import PartialState
 from polyattn_core.positions import Rope
 from polyattn_core.streaming import StreamingMechanism
 
-from .coordinates import Chart, centroid, with_time, with_time_pullback
+from .coordinates import Chart, centroid, lift_with_time
 
 _COARSE = 2e4
 """Product of the largest time coordinates of queries and keys from which float32 is refined: with
@@ -152,8 +152,7 @@ class HyperbolicSpace(Lifting):
         chart = replace(chart, scale=self._chart(value.shape[-1]).scale)
         r = chart.lengths(value)
         chart.check(value, r, own, "value")
-        spatial, pull = chart.lift(value, r, own)
-        whole = with_time(spatial)
+        whole, pull = lift_with_time(chart, value, r, own)
 
         def finish(mean: Array) -> Any:
             point, pull_point = centroid(mean)
@@ -165,7 +164,7 @@ class HyperbolicSpace(Lifting):
 
             return output, pullback
 
-        return whole, finish, lambda gradient: pull(with_time_pullback(gradient, whole))
+        return whole, finish, pull
 
 
 def as_it_is(mean: Array) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:
