@@ -185,7 +185,7 @@ def log_map(points: Array, curvature: float, origin: Array | None = None) -> Arr
     """The tangent vector at `origin` that leads to the point: the inverse of :func:`exp_map`."""
     points = np.asarray(points, np.float64)
     if origin is None:
-        moved, scale = points, np.float64(1)
+        moved, scale = points, np.ones(())
     else:
         moved = mobius_add(-np.asarray(origin, np.float64), points, curvature)
         scale = _conformal(np.asarray(origin, np.float64), curvature)
@@ -216,6 +216,7 @@ def sphere_log(points: Array, origin: Array) -> Array:
 
 __all__ = [
     "Profile",
+    "RadialPullback",
     "arctan_k",
     "arctan_k_slope",
     "distance",

@@ -10,7 +10,14 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError
-from polyattn_core.geometry import Profile, arctan_k, arctan_k_slope, lengths, radial
+from polyattn_core.geometry import (
+    Profile,
+    RadialPullback,
+    arctan_k,
+    arctan_k_slope,
+    lengths,
+    radial,
+)
 from polyattn_core.mechanism import Call, Gradients
 from polyattn_core.partial import PartialState
 
@@ -109,7 +116,7 @@ class MixedCurvatureFusedAttention(Mapped):
         e, h, _ = config.sizes
         result = np.empty(array.shape, array.dtype)
         result[..., :e] = array[..., :e]
-        pulls = []
+        pulls: list[RadialPullback | None] = []
         for place, part in enumerate((slice(e, e + h), slice(e + h, None))):
             vectors = array[..., part]
             if not vectors.shape[-1]:

@@ -80,12 +80,15 @@ class ProductSpace(Lifting):
         """1/|κ| of each factor, (heads, factors): what squared distances in units of it count."""
         heads = self.config.heads
         logs = np.repeat(self.parameters["curvature.log"], heads // self._key_heads, axis=0)
-        columns = {
-            "euclidean": lambda _: np.ones(heads),
-            "spherical": lambda _: np.full(heads, 1 / self.config.curvature_s),
-            "hyperbolic": lambda level: np.exp(-logs[:, level]),
-        }
-        return np.stack([columns[f.kind](f.level) for f in self._factors()], axis=1)
+
+        def of(factor: Factor) -> Array:
+            if factor.kind == "hyperbolic":
+                return np.asarray(np.exp(-logs[:, factor.level]))
+            return np.full(
+                heads, 1 / self.config.curvature_s if factor.kind == "spherical" else 1.0
+            )
+
+        return np.stack([of(factor) for factor in self._factors()], axis=1)
 
     def _components(self, call: Call) -> Sequence[Component]:
         from polyattn_core.simd.engine import Component
@@ -163,15 +166,17 @@ class ProductSpace(Lifting):
         roots: Array,
     ) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:  # fmt: skip
         """Points of all factors side by side; a pullback by vectors and by `roots`."""
-        points, pulls = [], []
+        points: list[Array] = []
+        pulls: list[Callable[[Array], tuple[Array, Any]]] = []
         for factor, part, length in zip(factors, parts, r, strict=True):
+            pull: Callable[[Array], tuple[Array, Any]]
             if factor.kind == "hyperbolic" and length is not None:
                 point, pull = chart.lift(part, length, roots[:, factor.level])
             elif factor.kind == "spherical":
                 point, pull = radial(part, _unit)
             else:
-                factor_ = part.dtype.type(chart.scale if chart.coordinates == "tangent" else 1)
-                point, pull = part * factor_, _scaled(factor_)
+                scale = part.dtype.type(chart.scale if chart.coordinates == "tangent" else 1)
+                point, pull = part * scale, _scaled(scale)
             points.append(point)
             pulls.append(pull)
         ends = np.cumsum([factor.size for factor in factors])[:-1]

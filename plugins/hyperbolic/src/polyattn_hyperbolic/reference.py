@@ -51,7 +51,8 @@ def lorentz_cascade(
     query, key = rotated(query, key, config)
     key, value = repeat_heads(query, key, value)
     scale = _scale(config, query)
-    total, start = 0.0, 0
+    total: Array = np.zeros(())
+    start = 0
     levels = len(config.curvatures)
     for level in range(levels):
         size = (query.shape[-1] + levels - 1 - level) // levels
@@ -61,7 +62,7 @@ def lorentz_cascade(
         start += size
         k = _curvature(parameters, level, query.shape[1])
         points = [_ball(x[..., part], config, k, scale) for x in (query, key)]
-        total = total + _weight(parameters, level) * lorentzian(*points, k)
+        total = total + _weight(parameters, level) * lorentzian(points[0], points[1], k)
     scores = -parameters["beta"][:, None, None] * total
     return np.asarray(_softmax(adjusted_scores(scores, mask, bias, config, parameters)) @ value)
 
@@ -82,7 +83,7 @@ def mixed_curvature(
     if h:
         k = _curvature(parameters, 0, query.shape[1])
         points = [_ball(x, config, k, scale) for x in (q_h, k_h)]
-        squares.append(distances(*points, k) ** 2)
+        squares.append(distances(points[0], points[1], k) ** 2)
     if s:
         q_s, k_s = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q_s, k_s))
         # 2 atan2(‖x − y‖, ‖x + y‖): good for small and for large angles.
