@@ -8,7 +8,7 @@ from polyattn_core.simd.inverses import arc, arc_positive, arc_slope
 from polyattn_core.simd.rules import score_rule, squared_norm
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-HALF, NEAR = np.float32(0.5), np.float32(1e-6)
+HALF, NEAR = np.float32(0.5), np.float32(1e-12)
 
 
 @score_rule

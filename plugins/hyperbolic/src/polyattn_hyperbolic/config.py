@@ -79,7 +79,7 @@ class MixedCurvatureConfig(SpaceConfig):
     """Coordinates of the hyperbolic component, of all heads together."""
     spherical_dim: int | None = Field(default=None, ge=0)
     """Coordinates of the spherical component, of all heads together. Where none of the three is
-    given, a quarter of each head is hyperbolic, a quarter spherical (if that makes 2 or more), the
+    given, a quarter of each head is hyperbolic, a quarter spherical (if that makes 3 or more), the
     rest Euclidean; where some are, the others are 0."""
     curvature_h: Negative = -1.0
     """Initial curvature of the hyperbolic component, learned for each key head."""
@@ -92,7 +92,7 @@ class MixedCurvatureConfig(SpaceConfig):
         given = (self.euclidean_dim, self.hyperbolic_dim, self.spherical_dim)
         if given == (None, None, None):
             quarter = self.head_dim // 4
-            spherical = quarter if quarter > 1 else 0
+            spherical = quarter if quarter > 2 else 0
             return self.head_dim - quarter - spherical, quarter, spherical
         e, h, s = ((size or 0) // self.heads for size in given)
         return e, h, s

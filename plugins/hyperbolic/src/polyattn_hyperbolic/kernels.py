@@ -8,7 +8,7 @@ from polyattn_core.simd.inverses import acosh1p, arc_positive
 from polyattn_core.simd.rules import Statistic, score_rule, squared_norm
 
 ZERO, ONE, TWO, FOUR = np.float32(0), np.float32(1), np.float32(2), np.float32(4)
-HALF, NEAR = np.float32(0.5), np.float32(1e-6)
+HALF, NEAR = np.float32(0.5), np.float32(1e-12)
 
 
 def _height(x):  # type: ignore[no-untyped-def]

@@ -104,4 +104,6 @@ def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
     cases.append(ConformanceCase(mechanism="lorentz-cascade"))
     cases.append(ConformanceCase(mechanism="lorentz-cascade", name="ball", options=ball))
     cases.append(ConformanceCase(mechanism="mixed-curvature"))
+    sizes = {"dim": 16, "heads": 2, "euclidean_dim": 4, "hyperbolic_dim": 4, "spherical_dim": 8}
+    cases.append(ConformanceCase(mechanism="mixed-curvature", name="sizes", options=sizes))
     return tuple(cases)

@@ -254,7 +254,9 @@ class MixedCurvature(ProductSpace):
     directions, over κ_S), each a slice of the head. With equal weights the sum is the squared
     geodesic distance of the product manifold. w is the soft-max over the components of a row of the
     parameter `components` (heads, components), ln −κ of H the parameter `curvature.log`
-    (key heads, 1), β the parameter `beta` (heads,). Values are averaged as they are.
+    (key heads, 1), β the parameter `beta` (heads,). Values are averaged as they are. Opposite
+    directions have no gradient to each other; next to them, in float32 within 0.01 radians, it is
+    inexact.
 
     O(n² d) time, O(n d) memory: the products of all components come from one pass over the head.
 
