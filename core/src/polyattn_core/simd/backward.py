@@ -16,7 +16,7 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .jit import Kernel, inline
+from .jit import Kernel, embed, inline
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .rules import call_backward
@@ -39,6 +39,7 @@ from .scores import (
 )
 from .tiles import tile_operations
 from .transpose import transpose_operations
+from .vector import hold, raw
 from .weights import weight_operations
 
 
@@ -92,7 +93,7 @@ def backward_kernel(dtype: str) -> Kernel:
             for d in range(size):
                 scratch[to + j * padded + d] = zero
 
-    @inline
+    @embed
     def to_query(key, clean, b, h, nq, k0, nk, begin, size, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
         """output[d, lane] += key[:, begin + d] · gradient[:, lane]."""
         step = key.strides[2] // key.itemsize
@@ -114,7 +115,7 @@ def backward_kernel(dtype: str) -> Kernel:
             return one if weight > zero else zero
         return np.sqrt(weight)
 
-    @inline
+    @embed
     def drop_both(p, b, h, q0, k0, nk, scratch, weights, gradient, dropped):  # type: ignore[no-untyped-def]
         """Dropout of the forward pass again: on a copy of the weights, and on dP."""
         keep = p.numbers[1]
@@ -179,8 +180,8 @@ def backward_kernel(dtype: str) -> Kernel:
         lines = size + value_size + size + (5 + chain) * deep + 8
         length = lines * wide + 2 * row_space
         length += wide * (size_padded + value_padded) + deep * max(size, value_size)
-        scratch = np.empty(length + 64, number)
-        packed = aligned_start(scratch)
+        memory = np.empty(length + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         packed_out = packed + size * wide
         to_q = packed_out + value_size * wide
         scores = to_q + size * wide
@@ -197,10 +198,11 @@ def backward_kernel(dtype: str) -> Kernel:
         laid = d_rowed + row_space
         laid_out = laid + wide * size_padded
         safe = laid_out + wide * value_padded
-        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
+        octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
         for j in range(wide):
             scratch[ones + j] = one
         for x in range(wide * (size_padded + value_padded)):
@@ -377,6 +379,7 @@ def backward_kernel(dtype: str) -> Kernel:
                 for j in range(nq):
                     for r in range(rows.shape[0]):
                         d_rows[chunk, r, b, h, q0 + j] = scratch[d_rowed + r * wide + j]
+        hold(memory, octet_memory, integer_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
 
