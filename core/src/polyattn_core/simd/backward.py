@@ -27,6 +27,7 @@ from .scores import (
     ELEMENTWISE,
     ENTMAX15,
     SCALES,
+    SOFTMAX,
     SOFTPICK,
     SPARSEMAX,
     Problem,
@@ -79,6 +80,7 @@ def backward_kernel(dtype: str) -> Kernel:
     )
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
     value_product, lane_product = ops.value_product, ops.lane_product
+    gradient_step = ops.gradient_step
 
     @inline
     def lay_rows(array, b, h, first, count, begin, size, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
@@ -170,6 +172,7 @@ def backward_kernel(dtype: str) -> Kernel:
         flat_key, flat_value = d_key.reshape(d_key.size), d_value.reshape(d_value.size)
         flat_columns = d_columns.reshape(d_columns.size)
         flat_parameters = d_parameters.reshape(d_parameters.size)
+        quick = normaliser == SOFTMAX and plan[5] < 0
         implicit = normaliser == SPARSEMAX or normaliser == ENTMAX15
 
         row_space = max(rows.shape[0], 1) * wide
@@ -264,10 +267,11 @@ def backward_kernel(dtype: str) -> Kernel:
                         if normaliser == SOFTPICK:
                             for y in range(nk * wide):
                                 scratch[final + y] = scratch[scores + y]
-                        recompute(
-                            p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, stages,
-                            seen, meta,
-                        )  # fmt: skip
+                        if not quick:
+                            recompute(
+                                p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed,
+                                stages, seen, meta,
+                            )  # fmt: skip
                         if normaliser == ELEMENTWISE and nq < wide:
                             # Lanes without a query: a rule may make anything of their scores.
                             for i in range(nk):
@@ -278,6 +282,8 @@ def backward_kernel(dtype: str) -> Kernel:
                             incoming, dummy,
                         )  # fmt: skip
                         weights = scores
+                        if quick:
+                            gradient_step(scratch, scores, incoming, state, deltas, nk, active)
                         if plan[5] >= 0:
                             drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)
                             weights = dropped
@@ -295,7 +301,7 @@ def backward_kernel(dtype: str) -> Kernel:
                             ((b * key_heads + key_head) * keys + k0) * value_padded, nk,
                             value_padded, value_padded,
                         )  # fmt: skip
-                        for i in range(nk):
+                        for i in range(0 if quick else nk):
                             at = i * wide
                             for j in range(nq):
                                 weight = scratch[scores + at + j]
@@ -322,8 +328,11 @@ def backward_kernel(dtype: str) -> Kernel:
                                 if normaliser != ELEMENTWISE and normaliser != SOFTPICK:
                                     result = zero if weight == zero else result
                                 scratch[incoming + at + j] = result
-                            for j in range(nq, wide):
-                                scratch[incoming + at + j] = zero
+                        if chain > 0 or not quick:
+                            # Rules look at all lanes.
+                            for i in range(nk):
+                                for j in range(nq, wide):
+                                    scratch[incoming + i * wide + j] = zero
                         if normaliser == ELEMENTWISE:
                             through_rules(
                                 p, chain - 1, chain, b, h, key_head, task, q0, k0, nk, scratch,
