@@ -12,6 +12,7 @@ from polyattn_core.spec import (
     MechanismSpec,
     PluginInfo,
     PresetSpec,
+    SideInput,
     presets_from_toml,
 )
 
@@ -56,6 +57,55 @@ _FEATURES = Capabilities(
     statistics=("weights", "log_sum_exp", "column_mass"),
     time="O(n d²)",
 )
+
+_STATE = SideInput(
+    name="state",
+    shape="(…, key heads, head size, value size)",
+    description="the state to start from: a RecurrentState, or its array",
+    required=False,
+)
+_LOG_DECAY = SideInput(
+    name="log_decay",
+    shape="(…, heads, tokens, 1 or head size)",
+    description="logarithms of the decays, at most 0; learned, the same for all tokens, without it",
+    required=False,
+)
+_BETA = SideInput(
+    name="beta",
+    shape="(…, heads, tokens)",
+    description="how strongly each token writes, 0 to 1; learned, the same for all, without it",
+    required=False,
+)
+_STEP = SideInput(
+    name="step",
+    shape="(…, heads, tokens)",
+    description="step sizes before bias and softplus; 0 without it",
+    required=False,
+)
+
+
+def _recurrence(
+    name: str, summary: str, formula: str, factory: str, config: str, reference: str, paper: str,
+    side: tuple[SideInput, ...], *, parametric: bool = True, memory: str = "O(n d)",
+    aliases: tuple[str, ...] = (),
+) -> MechanismSpec:  # fmt: skip
+    return MechanismSpec(
+        name=name,
+        family=FAMILY,
+        summary=summary,
+        formula=formula,
+        factory=f"{_MODULE}.scans.mechanisms:{factory}",
+        config=f"{_MODULE}.scans.config:{config}",
+        reference=f"{_MODULE}.scans.reference:{reference}",
+        papers=(paper,),
+        capabilities=Capabilities(
+            causal=False, masks=("padding",), bias=False, cross=False, positional=True,
+            parametric=parametric, side_inputs=(*side, _STATE), time="O(n d²)", memory=memory,
+        ),
+        aliases=aliases,
+        tags=("recurrent", "long"),
+    )  # fmt: skip
+
 
 MECHANISMS = (
     MechanismSpec(
@@ -180,6 +230,64 @@ MECHANISMS = (
         aliases=("performer",),
         tags=("kernel-features", "long", "random"),
     ),
+    _recurrence(
+        "retention",
+        "A sum over the past that decays by a fixed factor a token",
+        "S ← γ S + k vᵀ, o = Sᵀ q",
+        "Retention",
+        "RetentionConfig",
+        "retention",
+        "2307.08621",
+        (),
+        parametric=False,
+        aliases=("retnet",),
+    ),
+    _recurrence(
+        "gated-linear",
+        "A sum over the past whose channels decay as gates say, token by token",
+        "S ← diag(α) S + k vᵀ, o = Sᵀ q",
+        "GatedLinear",
+        "GatedLinearConfig",
+        "gated_linear",
+        "2312.06635",
+        (_LOG_DECAY,),
+        aliases=("gla",),
+    ),
+    _recurrence(
+        "delta-rule",
+        "A memory that replaces what it stored under a key",
+        "S ← S + β k (v − Sᵀ k)ᵀ, o = Sᵀ q",
+        "DeltaRule",
+        "DeltaConfig",
+        "delta_rule",
+        "2406.06484",
+        (_BETA,),
+        memory="O(n (d + chunk))",
+        aliases=("deltanet",),
+    ),
+    _recurrence(
+        "gated-delta",
+        "The delta rule on a memory that also forgets as gates say",
+        "S ← α S + β k (v − α Sᵀ k)ᵀ, o = Sᵀ q",
+        "GatedDelta",
+        "DeltaConfig",
+        "delta_rule",
+        "2412.06464",
+        (_LOG_DECAY, _BETA),
+        memory="O(n (d + chunk))",
+        aliases=("gated-deltanet",),
+    ),
+    _recurrence(
+        "mamba2",
+        "State-space duality: one step size a token says how much is kept and added",
+        "S ← e^(−Δ eᵃ) S + Δ k vᵀ, o = Sᵀ q + D v",
+        "Mamba2",
+        "MambaConfig",
+        "mamba2",
+        "2405.21060",
+        (_STEP,),
+        aliases=("ssd",),
+    ),
 )
 
 
@@ -216,8 +324,23 @@ _NARROW: tuple[tuple[str, dict[str, object]], ...] = (
     ("top-k", {"k": 3}),
     ("linear", {"features": "relu", "epsilon": 0.1}),
     ("favor", {"features": 24, "kind": "hyperbolic"}),
+    ("retention", {"chunk": 16, "scale": 0.7}),
+    ("gated-linear", {"chunk": 16, "scale": 2.0}),
+    ("delta-rule", {"chunk": 16, "scale": 2.0}),
+    ("gated-delta", {"chunk": 16, "scale": 2.0}),
+    ("mamba2", {"chunk": 16, "skip": False}),
 )
 """Options at which a pattern shows at the sizes of the checks."""
+
+
+_REPLACED = {"check_parameters_matter": "gates that are passed take the place of the learned ones"}
+_INPUTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("gated-linear", "gates", _REPLACED),
+    ("delta-rule", "strengths", _REPLACED),
+    ("gated-delta", "gates_and_strengths", _REPLACED),
+    ("mamba2", "steps", {}),
+)
+"""Functions that make side inputs of recurrences."""
 
 
 @hookimpl
@@ -226,3 +349,10 @@ def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
     for name, options in _NARROW:
         yield ConformanceCase(mechanism=name)
         yield ConformanceCase(mechanism=name, name="narrow", options=options)
+    for name, inputs, failures in _INPUTS:
+        yield ConformanceCase(
+            mechanism=name,
+            name="gates",
+            inputs=f"{_MODULE}.scans.conformance:{inputs}",
+            expected_failures=failures,
+        )

@@ -13,8 +13,9 @@ from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 from polyattn_core.partial import PartialState
 
+from ..visibility import visible_counts
 from .config import FavorConfig, LinearConfig
-from .features import augmented, draw, visible_counts
+from .features import augmented, draw
 
 if TYPE_CHECKING:
     from .kernels.engine import FeatureMap
