@@ -9,6 +9,7 @@ Arrays are (…, chunks, length, size), lengths are powers of 2.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,11 +49,6 @@ def decays_of(logarithms: Array | None) -> Decays:
     return (_DecayOfToken if logarithms.shape[-1] == 1 else _DecayOfChannels)(logarithms)
 
 
-def suffix_sums(array: Array, axis: int) -> Array:
-    """Sums from each place to the end."""
-    return np.flip(np.cumsum(np.flip(array, axis), axis), axis)
-
-
 def _t(array: Array) -> Array:
     return array.swapaxes(-1, -2)
 
@@ -70,24 +66,50 @@ class _NoDecay:
         return _t(np.tril(weights)) @ left
 
 
-def _ends(logarithms: Array) -> tuple[Array, Array, Array]:
-    """`before`, `after` and `total`."""
-    before = np.exp(np.cumsum(logarithms, axis=-2))
-    after = np.ones_like(logarithms)
-    after[..., :-1, :] = np.exp(suffix_sums(logarithms[..., 1:, :], -2))
-    return before, after, before[..., -1, :]
+@dataclass(slots=True)
+class _Level:
+    """Between the halves of each block the decay from j to i is `onwards`ᵢ · `to_middle`ⱼ."""
+
+    half: int
+    to_middle: Array
+    """(…, blocks, half, size): from the first half's tokens to its end."""
+    onwards: Array
+    """(…, blocks, half, size): up to the second half's tokens."""
 
 
-class _DecayOfToken:
+class _Halving:
+    """Products of decays over ever longer blocks, by doubling: sums of logarithms, no differences.
+
+    Prefix sums of a block are those of its halves, the second raised by the total of the first.
+    """
+
+    def __init__(self, logarithms: Array) -> None:
+        length = logarithms.shape[-2]
+        upto = np.array(logarithms)  # from the block's start to a token, its own included
+        behind = np.zeros_like(upto)  # of the tokens behind it, to the block's end
+        self.levels: list[_Level] = []
+        half = 1
+        while half < length:
+            starts, ends = _halves(upto, half), _halves(behind, half)
+            first, second = starts[..., 0, :, :], starts[..., 1, :, :]
+            self.levels.append(_Level(half, np.exp(ends[..., 0, :, :]), np.exp(second)))
+            ends[..., 0, :, :] += second[..., -1:, :]
+            second += first[..., -1:, :]
+            half *= 2
+        self.before, self.after = np.exp(upto), np.exp(behind)
+        self.total = self.before[..., -1, :]
+
+
+class _DecayOfToken(_Halving):
     """One decay a token: a matrix of decays, lower triangular, times the matrix of products."""
 
     def __init__(self, logarithms: Array) -> None:
-        self.before, self.after, self.total = _ends(logarithms)
+        super().__init__(logarithms)
         length = logarithms.shape[-2]
-        # In column j, the sums of what lies behind j.
-        behind = np.tril(np.ones((length, length), bool), -1)
-        sums = np.cumsum(np.where(behind, logarithms, logarithms.dtype.type(0)), axis=-2)
-        self._matrix = np.tril(np.exp(sums))
+        self._matrix = np.zeros((*logarithms.shape[:-1], length), logarithms.dtype)
+        _diagonal(self._matrix)[...] = 1
+        for level in self.levels:
+            np.multiply(level.onwards, _t(level.to_middle), out=_corners(self._matrix, level.half))
 
     def pairs(self, left: Array, right: Array) -> Array:
         found = left @ _t(right)
@@ -101,55 +123,40 @@ class _DecayOfToken:
         return np.asarray(_t(weights * self._matrix) @ left)
 
 
-class _DecayOfChannels:
+class _DecayOfChannels(_Halving):
     """A decay for each channel, by halving.
 
-    Between the halves of a block the decay from j to i is that from j to the middle times that from
-    the middle to i, both at most 1: a product of two scaled matrices. What is left are pairs within
-    a half, down to single tokens.
+    Between the halves of a block both factors of the decay are at most 1, so that its pairs are a
+    product of two scaled matrices. What is left are pairs within a half, down to single tokens.
     """
-
-    def __init__(self, logarithms: Array) -> None:
-        self.before, self.after, self.total = _ends(logarithms)
-        # For each half length: decays from the first half's tokens to the middle, and onwards.
-        self._levels: list[tuple[int, Array, Array]] = []
-        *lead, length, size = logarithms.shape
-        half = length // 2
-        while half:
-            halves = logarithms.reshape(*lead, length // (2 * half), 2, half, size)
-            to_middle = np.ones_like(halves[..., 0, :, :])
-            to_middle[..., :-1, :] = np.exp(suffix_sums(halves[..., 0, 1:, :], -2))
-            onwards = np.exp(np.cumsum(halves[..., 1, :, :], axis=-2))
-            self._levels.append((half, to_middle, onwards))
-            half //= 2
 
     def pairs(self, left: Array, right: Array) -> Array:
         length = left.shape[-2]
         lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
         found = np.zeros((*lead, length, length), left.dtype)
-        _diagonal(found)[...] = (left * right).sum(axis=-1)
-        for half, to_middle, onwards in self._levels:
-            later = _halves(left, half)[..., 1, :, :] * onwards
-            earlier = _halves(right, half)[..., 0, :, :] * to_middle
-            _corners(found, half)[...] = later @ _t(earlier)
+        _diagonal(found)[...] = np.einsum("...d,...d->...", left, right)
+        for level in self.levels:
+            later = _halves(left, level.half)[..., 1, :, :] * level.onwards
+            earlier = _halves(right, level.half)[..., 0, :, :] * level.to_middle
+            _corners(found, level.half)[...] = later @ _t(earlier)
         return found
 
     def to_left(self, weights: Array, right: Array) -> Array:
         found = _diagonal(weights)[..., None] * right
-        for half, to_middle, onwards in self._levels:
-            earlier = _halves(right, half)[..., 0, :, :] * to_middle
-            part = _corners(weights, half) @ earlier
-            part *= onwards
-            _halves(found, half)[..., 1, :, :] += part
+        for level in self.levels:
+            earlier = _halves(right, level.half)[..., 0, :, :] * level.to_middle
+            part = _corners(weights, level.half) @ earlier
+            part *= level.onwards
+            _halves(found, level.half)[..., 1, :, :] += part
         return found
 
     def to_right(self, weights: Array, left: Array) -> Array:
         found = _diagonal(weights)[..., None] * left
-        for half, to_middle, onwards in self._levels:
-            later = _halves(left, half)[..., 1, :, :] * onwards
-            part = _t(_corners(weights, half)) @ later
-            part *= to_middle
-            _halves(found, half)[..., 0, :, :] += part
+        for level in self.levels:
+            later = _halves(left, level.half)[..., 1, :, :] * level.onwards
+            part = _t(_corners(weights, level.half)) @ later
+            part *= level.to_middle
+            _halves(found, level.half)[..., 0, :, :] += part
         return found
 
 

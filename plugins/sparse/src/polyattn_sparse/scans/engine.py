@@ -27,13 +27,13 @@ import numpy.typing as npt
 
 from polyattn_core.simd import threads
 
-from .decays import Decays, blocks_on_diagonal, decays_of, suffix_sums
+from .decays import Decays, blocks_on_diagonal, decays_of
+from .kernel import lanes, step_kernel
 
 Array = npt.NDArray[Any]
 
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
 _PART = 8  # chunks that are computed at once: their arrays stay in the cache
-_FEW = 8  # tokens up to which one by one is faster than a chunk
 
 
 @dataclass(slots=True)
@@ -62,6 +62,20 @@ class Problem:
         """Batch and heads."""
         return self.key.shape[0], self.key.shape[1]
 
+    def workers(self) -> int:
+        """Threads that the work is worth."""
+        group, tokens, size = self.query.shape[2:]
+        width = self.value.shape[-1]
+        work = self.units[0] * self.units[1] * (group + 1) * tokens * width * size
+        return 1 if work < _SMALL else min(self.limit or threads.limit(), threads.limit())
+
+    def output(self) -> Array:
+        """Memory for the output."""
+        batch, heads, group, tokens, _ = self.query.shape
+        # Written as (…, tokens, heads, size), so that merging heads afterwards is a view.
+        shape = (batch, tokens, heads, group, self.value.shape[-1])
+        return np.empty(shape, self.key.dtype).transpose(0, 2, 3, 1, 4)
+
     def start(self) -> Array:
         """A copy of the state at the start."""
         shape = (*self.units, self.key.shape[-1], self.value.shape[-1])
@@ -81,31 +95,48 @@ class ScanGradients:
 
 
 def forward(problem: Problem) -> tuple[Array, Array]:
-    """The output (batch, heads, group, tokens, value size) and the state at the end."""
-    if problem.key.shape[-2] > _FEW:
+    """The output (batch, heads, group, tokens, value size) and the state at the end.
+
+    Token by token, if heads and coordinates of the values keep all threads busy; otherwise in
+    chunks, which are parallel along the tokens too.
+    """
+    batch, heads = problem.units
+    workers = problem.workers()
+    if workers > 1 and batch * heads * _vectors(problem) < workers:
         scan = Scan(problem)
         if scan.finite:
             return scan.outputs(), scan.states[:, :, -1]
-    # Also what is not finite: in a product of matrices it would reach tokens before it.
-    state = problem.start()
-    return step_by_step(problem, state), state
+        # In a product of matrices what is not finite reaches tokens before it.
+    return step_by_step(problem)
 
 
-def step_by_step(problem: Problem, state: Array) -> Array:
-    """The output, token by token; `state` becomes that at the end."""
-    out = np.empty((*problem.query.shape[:-1], problem.value.shape[-1]), problem.key.dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for t in range(problem.key.shape[-2]):
-            key = problem.key[:, :, t]
-            if problem.logarithms is not None:
-                state *= np.exp(problem.logarithms[:, :, t])[..., None]
-            update = problem.value[:, :, t]
-            if problem.beta is not None:
-                held = np.matmul(key[..., None, :], state)[..., 0, :]
-                update = problem.beta[:, :, t] * (update - held)
-            state += key[..., None] * update[..., None, :]
-            np.matmul(problem.query[..., t, :], state, out=out[..., t, :])
-    return out
+def step_by_step(problem: Problem) -> tuple[Array, Array]:
+    """Like :func:`forward`, always token by token."""
+    dtype = problem.key.dtype
+    out, nothing = problem.output(), np.zeros((0, 0, 0, 0), dtype)
+    batch, heads = problem.units
+    size, width = problem.key.shape[-1], problem.value.shape[-1]
+    across, workers = lanes(dtype.name), problem.workers()
+    vectors = _vectors(problem)
+    state = np.zeros((batch, heads, size, vectors * across), dtype)
+    if problem.state is not None:
+        state[..., :width] = problem.state
+    # Whole states if there are enough of them: their columns share keys and queries.
+    tasks = min(vectors, -(-2 * workers // (batch * heads))) if workers > 1 else 1
+    share = -(-vectors // tasks)
+    arguments = (
+        problem.query, problem.key, problem.value,
+        nothing if problem.logarithms is None else problem.logarithms,
+        nothing if problem.beta is None else problem.beta, state, out, share,
+    )  # fmt: skip
+    kernel = step_kernel(dtype.name).compile()
+    threads.run(kernel, arguments, batch * heads * -(-vectors // share), workers)
+    return out, state[..., :width]
+
+
+def _vectors(problem: Problem) -> int:
+    """Of the coordinates of the values: what can be shared out."""
+    return -(-problem.value.shape[-1] // lanes(problem.key.dtype.name))
 
 
 @dataclass(slots=True)
@@ -126,13 +157,12 @@ class Scan:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.tokens, size = problem.key.shape[-2:]
-        width, group = problem.value.shape[-1], problem.query.shape[2]
+        width = problem.value.shape[-1]
         self.length = min(problem.length, 1 << (self.tokens - 1).bit_length())
         self.chunks = -(-self.tokens // self.length)
         self.parts = -(-self.chunks // _PART)
         batch, heads = self.units = problem.units
-        work = batch * heads * (group + 1) * self.tokens * (size + width + self.length) * size
-        self.threads = 1 if work < _SMALL else problem.limit or threads.limit()
+        self.threads = problem.workers()
         dtype, shape = problem.key.dtype, (batch, heads, self.chunks)
         self.gains = np.empty((*shape, size, width), dtype)
         self.transitions: Array | None = None
@@ -168,11 +198,7 @@ class Scan:
 
     def outputs(self) -> Array:
         """(batch, heads, group, tokens, value size)."""
-        problem = self.problem
-        batch, heads, group, tokens, _ = problem.query.shape
-        # Written as (…, tokens, heads, size), so that merging heads afterwards is a view.
-        shape = (batch, tokens, heads, group, problem.value.shape[-1])
-        out = np.empty(shape, problem.key.dtype).transpose(0, 2, 3, 1, 4)
+        out = self.problem.output()
 
         def read(part: _Part) -> None:
             b, h, chosen = part.place
@@ -292,7 +318,7 @@ class Scan:
             by_sum[:, -1] += np.asarray(decays.total) * (state * by_next).sum(axis=-1)
             if found.logarithms.shape[-1] == 1:
                 by_sum = by_sum.sum(axis=-1, keepdims=True)
-            self._put(found.logarithms[b, h], part, suffix_sums(by_sum, -2))
+            self._put(found.logarithms[b, h], part, _sums_to_end(by_sum))
         self._put(found.query[b, h], part, by_query)
         self._put(found.key[b, h], part, writing if reading is None else writing + reading)
         self._put(found.value[b, h], part, by_value)
@@ -371,3 +397,10 @@ def _inverse(lower: Array) -> Array:
         np.negative(corner, out=block[..., half:, :half])
         half *= 2
     return found
+
+
+def _sums_to_end(array: Array) -> Array:
+    """Sums from each token to the chunk's end, of (chunks, length, size)."""
+    # By a product of matrices: a running sum waits for itself at each step.
+    length = array.shape[-2]
+    return np.asarray(np.triu(np.ones((length, length), array.dtype)) @ array)
