@@ -81,9 +81,7 @@ def test_vector(path: Path) -> None:
     close(state.memory, outputs["present_state"])
     assert out.dtype == outputs["output"].dtype
     # The pass in chunks, from which gradients are taken, is the same.
-    chunked, _ = mechanism.attend_vjp(
-        query, key, value, state=inputs.get("past_state"), **side
-    )
+    chunked, _ = mechanism.attend_vjp(query, key, value, state=inputs.get("past_state"), **side)
     close(merge_heads(chunked), outputs["output"])
 
 

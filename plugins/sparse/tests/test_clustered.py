@@ -1,4 +1,4 @@
-"""`lsh`, `routing`, `clustered`: the pairs they compute, and how much of the attention these hold."""
+"""`lsh`, `routing`, `clustered`: the pairs they compute, and how much attention these hold."""
 
 from __future__ import annotations
 
@@ -111,21 +111,31 @@ def test_more_rounds_and_fewer_buckets_recall_more(create: Create) -> None:
 
 
 def test_learned_centroids_recall_more(create: Create) -> None:
-    q, k, _ = groups()
+    """Two groups of directions, of which centroids that are turned by 35° cut one in two."""
+    rng = np.random.default_rng(0)
+    angles = np.pi / 2 * rng.integers(0, 2, (2, 200)) + 0.2 * rng.standard_normal((2, 200))
+    q, k = 6 * np.stack((np.cos(angles), np.sin(angles)), axis=-1)[:, None, None]
     weights = exact_weights(q, k)
-    routing = create("routing", dim=16, clusters=16)
-    before = float((weights * pairs(routing, q, k)).sum() / 256)
-    centroids = None
+    routing = create("routing", dim=2, clusters=2)
+    turned = np.deg2rad([35, 125])
+    start = np.stack((np.cos(turned), np.sin(turned)), axis=-1)[None]
+
+    def recall(centroids: Array) -> float:
+        return float((weights * pairs(routing, q, k, centroids=centroids)).sum() / 200)
+
+    centroids = start
     for _ in range(10):
         centroids = routing.learn(q, k, centroids)
-    seen = pairs(routing, q, k, centroids=centroids)
-    after = float((weights * seen).sum() / 256)
-    assert after > max(before, 0.9)
-    assert seen.mean() < 0.4
-    slow = routing.learn(q, k, rate=0.1)
-    start = routing.learn(q, k, rate=1e-12)
-    assert 0 < abs(slow - start).max() < abs(routing.learn(q, k) - start).max()
-    np.testing.assert_allclose(np.linalg.norm(slow, axis=-1), 1)
+    assert recall(start) < 0.9
+    assert recall(centroids) > 0.99
+    assert pairs(routing, q, k, centroids=centroids).mean() < 0.6
+    # At rest, a centroid is the mean direction of its tokens.
+    both = np.concatenate((q, k), axis=2)[0, 0]
+    chosen = np.argmax(both @ centroids[0].T, axis=1)
+    means = unit(np.stack([both[chosen == c].mean(axis=0) for c in (0, 1)]))
+    np.testing.assert_allclose(centroids[0], means, rtol=1e-9, atol=1e-9)
+    slowly = routing.learn(q, k, start, rate=0.1)
+    assert 0 < abs(slowly - start).max() < abs(routing.learn(q, k, start) - start).max()
 
 
 def test_routing_uses_the_nearest_centroid(create: Create, dense: Any) -> None:

@@ -43,7 +43,9 @@ def test_linformer_is_its_formula(create: Create, arrays: Arrays, dense: Any) ->
 
 
 @pytest.mark.parametrize("name", ["linformer", "nystrom"])
-def test_exact_with_as_many_rows_as_tokens(create: Create, arrays: Arrays, dense: Any, name: str) -> None:
+def test_exact_with_as_many_rows_as_tokens(
+    create: Create, arrays: Arrays, dense: Any, name: str
+) -> None:
     q, k, v = arrays(24, 24)
     if name == "linformer":
         mechanism = create(name, dim=8, heads=2, tokens=24, rank=24)
@@ -76,7 +78,9 @@ def test_more_landmarks_are_nearer(create: Create, dense: Any) -> None:
     v = np.cumsum(rng.standard_normal((1, 1, 256, 8)) / 8, axis=2)
     expected = dense(walk, walk, v)
     errors = [
-        abs(create("nystrom", dim=8, landmarks=m, iterations=20).attend(walk, walk, v) - expected).mean()
+        abs(
+            create("nystrom", dim=8, landmarks=m, iterations=20).attend(walk, walk, v) - expected
+        ).mean()
         for m in (4, 16, 64)
     ]
     assert errors[0] > errors[1] > errors[2]

@@ -60,7 +60,10 @@ _FEATURES = Capabilities(
 
 _SETS = Capabilities(causal=False, masks=("padding", "prefix"), bias=False)
 _BUCKETS = Capabilities(
-    masks=("causal", "padding", "prefix"), bias=False, exact=False, time="O(n b d) for b keys a bucket"
+    masks=("causal", "padding", "prefix"),
+    bias=False,
+    exact=False,
+    time="O(n b d) for b keys a bucket",
 )
 _STATE = SideInput(
     name="state",

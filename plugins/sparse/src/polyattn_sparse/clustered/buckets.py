@@ -95,9 +95,7 @@ class BucketMechanism(Mechanism):
                 _sorted(logs[..., None], one.queries, -np.inf)[..., 0],
                 np.zeros((len(one.queries), 1, one.queries.shape[1]), call.dtype),
             )
-            found = engine.backward(
-                self._request(call, one), state, _sorted(gradient, one.queries)
-            )
+            found = engine.backward(self._request(call, one), state, _sorted(gradient, one.queries))
             by_query += _unsorted(found.query[:, 0], one.queries, tokens)
             by_key += _unsorted(found.key[:, 0], one.keys, keys)
             by_value += _unsorted(found.value[:, 0], one.keys, keys)
@@ -183,7 +181,7 @@ def _taken(array: Array, order: Array, fill: Any) -> Array:
 
 
 def _sorted(array: Array, order: Array, fill: float = 0.0) -> Array:
-    """(batch, heads, tokens, size) or (units, tokens, size) in an order, (units, 1, places, size)."""
+    """(…, tokens, size) of all units, in an order: (units, 1, places, size)."""
     flat = array.reshape(-1, *array.shape[-2:])
     found = np.take_along_axis(flat, np.maximum(order, 0)[..., None], axis=1)
     if (order < 0).any():

@@ -18,7 +18,8 @@ from .config import LshConfig, RoutingConfig
 class Lsh(BucketMechanism):
     """LSH attention: soft-max over the keys that hash like the query, in any of several rounds.
 
-        softmax(scale · q·kᵀ) v   over   ∪_r { j : h_r(q) = h_r(kⱼ) },   h_r(x) = argmax (x R_r, −x R_r)
+        softmax(scale · q·kᵀ) v   over   { j : h_r(q) = h_r(kⱼ) for some round r }
+        h_r(x) = argmax (x R_r, −x R_r)
 
     where R_r (head size, buckets/2) is normally distributed, drawn from `seed`, and scale is
     1/√(head size) unless given. Tokens of like direction likely share a bucket, and they are those
@@ -80,7 +81,8 @@ class Routing(BucketMechanism):
 
     References
     ----------
-    Roy et al., Efficient content-based sparse attention with routing transformers, arXiv:2003.05997.
+    Roy et al., Efficient content-based sparse attention with routing transformers,
+    arXiv:2003.05997.
 
     Examples
     --------
@@ -113,9 +115,7 @@ class Routing(BucketMechanism):
             raise ShapeError("centroids", array.shape, f"(heads, clusters, head size) {shape}")
         return array.astype(np.float64)
 
-    def learn(
-        self, query: Any, key: Any, centroids: Any = None, *, rate: float = 1.0
-    ) -> Array:
+    def learn(self, query: Any, key: Any, centroids: Any = None, *, rate: float = 1.0) -> Array:
         """Centroids moved towards the mean direction of their queries and keys.
 
         Parameters

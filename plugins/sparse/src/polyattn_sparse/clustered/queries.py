@@ -83,9 +83,7 @@ class _Head:
         self.scale = query.dtype.type(scale)
         self.chosen = clusters_of(query, config.clusters, config.iterations)
         # Clusters that became empty are left out.
-        _, self.chosen, self.sizes = np.unique(
-            self.chosen, return_inverse=True, return_counts=True
-        )
+        _, self.chosen, self.sizes = np.unique(self.chosen, return_inverse=True, return_counts=True)
         self.order = np.argsort(self.chosen, kind="stable")
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.top = min(config.top, len(key))

@@ -1,4 +1,4 @@
-"""What these mechanisms share: they see the keys of a sequence as one set, shorter by its padding."""
+"""What these mechanisms share: all queries see the same keys, those before the padding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class SetMechanism(Mechanism):
             parts.append((chosen, length, back))
 
         def pullback(gradient: Array) -> Gradients:
-            found = Gradients(*(np.zeros(x.shape, call.dtype) for x in (call.query, call.key, call.value)))
+            found = Gradients(
+                *(np.zeros(x.shape, call.dtype) for x in (call.query, call.key, call.value))
+            )
             found.parameters = {name: np.zeros_like(x) for name, x in self.parameters.items()}
 
             def gather(array: Array) -> Array:
@@ -67,7 +69,9 @@ class SetMechanism(Mechanism):
         """Batch elements with as many visible keys: which, and how many."""
         counts = visible_counts(call.mask, call.shape, 0, call.key.shape[2])
         if counts is None or (counts != counts[:, :1]).any():
-            raise self._lacks("masks other than padding and what & and | make of it", "masks", "dense")
+            raise self._lacks(
+                "masks other than padding and what & and | make of it", "masks", "dense"
+            )
         lengths = counts[:, 0]
         if len(lengths) == 1:
             return [(slice(None), int(lengths[0]))]

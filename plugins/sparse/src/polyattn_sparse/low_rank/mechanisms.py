@@ -145,8 +145,9 @@ class Nystrom(SetMechanism):
         softmax(q K̃ᵀ) · softmax(Q̃ K̃ᵀ)⁺ · softmax(Q̃ kᵀ) v
 
     of scaled products, where landmarks Q̃ and K̃ are means of segments of queries and keys, and the
-    pseudo-inverse of A is approached by Z ← ¼ Z (13 − AZ (15 − AZ (7 − AZ))) from Z = Aᵀ / (‖A‖₁ ‖A‖_∞).
-    With a landmark for each token and enough iterations it is soft-max attention. The first and
+    pseudo-inverse of A is approached by Z ← ¼ Z (13 − AZ (15 − AZ (7 − AZ))), from
+    Z = Aᵀ / (‖A‖₁ ‖A‖_∞). With a landmark for each token and enough iterations it is soft-max
+    attention. The first and
     last factor stream: neither is in memory as a whole. The depthwise convolution of the paper's
     layer is not part of it.
 

@@ -73,9 +73,7 @@ def _write(dtype: str, columns: int) -> Any:
             )
             size = context.make_array(kinds[4])(context, builder, args[4]).shape
             place = builder.gep(updates, [args[8]])
-            new = [
-                vectors.load(builder, place, index(n * vectors.lanes)) for n in range(columns)
-            ]
+            new = [vectors.load(builder, place, index(n * vectors.lanes)) for n in range(columns)]
             total = [vectors.constant(0.0)] * columns
             with Loop(builder, builder.extract_value(size, 0), total) as loop:
                 row = builder.gep(rows, [builder.add(args[1], builder.mul(loop.i, args[2]))])

@@ -44,8 +44,10 @@ class Recurrence(Mechanism):
         return float(getattr(self.config, "scale", 1.0))
 
     def _prepared(self, call: Call, first: int) -> tuple[Array, Array, Undo | None]:
-        """Queries and keys as the scan takes them, and the pullback; `first` is the position of
-        the first token."""
+        """Queries and keys as the scan takes them, and the pullback.
+
+        `first` is the position of the first token.
+        """
         return call.query, call.key, None
 
     def _skip(self, call: Call, out: Array) -> None:
@@ -82,9 +84,7 @@ class Recurrence(Mechanism):
         restored = flat.reshape(*lead, *flat.shape[1:]).astype(dtype, copy=False)
         return restored, RecurrentState(memory, before + call.key.shape[2])
 
-    def step(
-        self, query: Any, key: Any, value: Any, state: RecurrentState, **side: Any
-    ) -> Array:
+    def step(self, query: Any, key: Any, value: Any, state: RecurrentState, **side: Any) -> Array:
         """The output (…, heads, value size) for one more token; `state` is moved on.
 
         Parameters
@@ -98,7 +98,10 @@ class Recurrence(Mechanism):
         """
         if not isinstance(state, RecurrentState):
             raise ArgumentError("state", state, "a RecurrentState, from start() or scan()")
-        arrays = (as_array(x, n)[..., None, :] for x, n in ((query, "query"), (key, "key"), (value, "value")))
+        arrays = (
+            as_array(x, n)[..., None, :]
+            for x, n in ((query, "query"), (key, "key"), (value, "value"))
+        )
         plain = {"beta", "step"}
         gates = {
             name: None if x is None else as_array(x, name)[..., None] if name in plain
@@ -184,9 +187,9 @@ class Recurrence(Mechanism):
         )
         scale = self._scale()
         start, state_back = self._start(call, state, units)
+        scaled = (query.dtype.type(scale) * query).astype(call.dtype, copy=False)
         problem = Problem(
-            (scale * query).reshape(batch, units, heads // units, tokens, -1).astype(call.dtype, copy=False),
-            key, value if factor is None else value * factor, logarithms, beta, start,
+            scaled.reshape(batch, units, heads // units, tokens, -1), key, value if factor is None else value * factor, logarithms, beta, start,
             self.config.chunk, self.config.threads,
         )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from polyattn_core.arrays import Array
@@ -189,7 +191,7 @@ def _beta(owner: Recurrence, call: Call) -> Gate:
     return given or learned(call, "beta.logit", owner.parameters["beta.logit"], sigmoid)
 
 
-def _unit(x: Array):  # type: ignore[no-untyped-def]
+def _unit(x: Array) -> tuple[Array, Callable[[Array], Array]]:
     """x/‖x‖ and its pullback; 0 stays 0."""
     with np.errstate(invalid="ignore", over="ignore"):
         length = np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
@@ -201,7 +203,8 @@ def _unit(x: Array):  # type: ignore[no-untyped-def]
         with np.errstate(invalid="ignore"):
             found = inverse * (gradient - along * unit)
         # What is hidden may be infinite, and has no gradient.
-        return np.asarray(np.where(gradient == 0, gradient.dtype.type(0), found) if not np.isfinite(found).all() else found)
+        nothing = ~gradient.any(axis=-1, keepdims=True)
+        return np.asarray(np.where(nothing, gradient, found))
 
     return unit, back
 
@@ -209,12 +212,12 @@ def _unit(x: Array):  # type: ignore[no-untyped-def]
 class GatedDelta(DeltaRule):
     """The gated delta rule: forgets everything a little, and replaces what it writes again.
 
-        S_t = diag(α_t) S_{t−1} + β_t k_t (v_t − (diag(α_t) S_{t−1})ᵀ k_t)ᵀ,   o_t = scale · S_tᵀ q_t
+        S' = diag(α_t) S_{t−1},   S_t = S' + β_t k_t (v_t − S'ᵀ k_t)ᵀ,   o_t = scale · S_tᵀ q_t
 
-    where ln α is the side input `log_decay` (…, heads, tokens, 1), as in the paper, or with the head
-    size as its last axis for a decay of each channel; it should be at most 0. Without it, α = σ(a)^{1/16}
-    with the parameter `log_decay.logit` a (key heads, 1). β and `normalise` are those of
-    `delta-rule`.
+    where ln α is the side input `log_decay` (…, heads, tokens, 1), as in the paper, or with the
+    head size as its last axis for a decay of each channel; it should be at most 0. Without it,
+    α = σ(a)^{1/16} with the parameter `log_decay.logit` a (key heads, 1). β and `normalise` are
+    those of `delta-rule`.
 
     O(n d (d + chunk)) time for head size d and values alike, O(n (d + chunk)) memory, forward and
     backward; a step costs O(d²). Shapes and errors are those of
@@ -327,7 +330,9 @@ class Mamba2(Recurrence):
     def _shown(self, call: Call) -> Array:
         """The values, 0 where a mask hides them, for each query head."""
         hidden = self._hidden(call)
-        value = call.value if hidden is None else np.where(hidden, call.value.dtype.type(0), call.value)
+        value = (
+            call.value if hidden is None else np.where(hidden, call.value.dtype.type(0), call.value)
+        )
         return np.repeat(value, call.query.shape[1] // value.shape[1], axis=1)
 
     def _skips(self, call: Call) -> Array:
@@ -343,8 +348,12 @@ class Mamba2(Recurrence):
             return
         batch, heads, tokens, width = call.value.shape
         grouped = (batch, heads, -1, tokens, width)
-        by_weight = (gradient * self._shown(call)).sum(axis=(0, 2, 3)).reshape(heads, -1).sum(axis=1)
+        by_weight = (
+            (gradient * self._shown(call)).sum(axis=(0, 2, 3)).reshape(heads, -1).sum(axis=1)
+        )
         found.parameters["skip"] = by_weight.astype(self.parameters["skip"].dtype)
         by_value = (self._skips(call) * gradient).reshape(grouped).sum(axis=2)
         hidden = self._hidden(call)
-        found.value = found.value + (by_value if hidden is None else np.where(hidden, by_value.dtype.type(0), by_value))
+        found.value = found.value + (
+            by_value if hidden is None else np.where(hidden, by_value.dtype.type(0), by_value)
+        )

@@ -19,7 +19,12 @@ Array = npt.NDArray[np.float64]
 
 
 def recurrence(
-    query: Array, key: Array, value: Array, log_decay: Any = 0.0, beta: Any = None, state: Any = None
+    query: Array,
+    key: Array,
+    value: Array,
+    log_decay: Any = 0.0,
+    beta: Any = None,
+    state: Any = None,
 ) -> tuple[Array, Array]:
     """S ← diag(a) S + k uᵀ, o = Sᵀ q; u = v, or β(v − Sᵀ k) with β. Output and last state.
 
