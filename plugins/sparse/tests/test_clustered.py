@@ -101,7 +101,10 @@ def test_more_rounds_and_fewer_buckets_recall_more(create: Create) -> None:
     weights = exact_weights(q, k)
 
     def recall(name: str, **options: Any) -> float:
-        return float((weights * pairs(create(name, dim=16, **options), q, k)).sum() / 256)
+        mechanism = create(name, dim=16, **options)
+        found = (weights * pairs(mechanism, q, k)).sum(axis=-1)
+        np.testing.assert_allclose(mechanism.recall(q, k), found, rtol=1e-9, atol=1e-12)
+        return float(found.mean())
 
     by_rounds = [recall("lsh", buckets=16, rounds=r) for r in (1, 2, 8)]
     assert by_rounds[0] < by_rounds[1] < by_rounds[2]
@@ -183,3 +186,11 @@ def test_decoding_sees_what_the_whole_sequence_saw(create: Create) -> None:
 def test_errors(create: Create) -> None:
     with pytest.raises(ConfigError, match="even"):
         create("lsh", dim=16, buckets=3)
+
+
+def test_recall_under_a_mask(create: Create) -> None:
+    q, k, _ = groups(40)
+    one = create("lsh", dim=16, buckets=1, causal=True)
+    np.testing.assert_allclose(one.recall(q, k, mask=Padding(30)), 1)
+    np.testing.assert_allclose(one.recall(q, k, mask=Padding(0)), 1)
+    assert create("lsh", dim=16, buckets=8, rounds=1, causal=True).recall(q, k).min() < 1

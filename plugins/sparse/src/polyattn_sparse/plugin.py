@@ -406,7 +406,7 @@ MECHANISMS = (
 def polyattn_plugin_info() -> PluginInfo:
     return PluginInfo(
         family=FAMILY,
-        summary="Flash attention, patterns of positions, linear attention",
+        summary="Flash, patterns of positions, linear attention, recurrences, low rank, clusters",
         distribution="polyattn-sparse",
         version=__version__,
         api_version=API_VERSION,

@@ -59,6 +59,34 @@ class BucketMechanism(Mechanism):
 
         return out, pullback
 
+    def recall(self, query: Any, key: Any, *, mask: Any = None, **side: Any) -> Array:
+        """The share of exact attention's weights on the pairs that are computed.
+
+        Parameters
+        ----------
+        query, key, mask, **side
+            As in `attend`.
+
+        Returns
+        -------
+        (…, heads, queries), from 0 to 1; 1 where nothing is visible. As dear as exact attention.
+        """
+        from polyattn_core.simd import engine, masking
+
+        key = np.asarray(key)
+        call, lead, _ = self._prepare(query, key, key[..., :1], mask, None, False, None, side)
+        logs = self._attend(call)[1].reshape(call.query.shape[:3])
+        scale = self.config.scale or self.config.head_dim**-0.5
+        request = engine.Request(
+            call.query, call.key, call.value, scale, threads=self.config.threads
+        )
+        if call.mask is not None:
+            request.mask = masking.encode(call.mask.program(call.shape))
+        exact = engine.forward(request).first
+        seen = ~np.isneginf(exact)
+        share = np.exp(np.where(seen, logs, 0) - np.where(seen, exact, 0))
+        return np.asarray(share.reshape(*lead, *share.shape[1:]))
+
     def _attend(self, call: Call) -> tuple[Array, Array, list[_Sorted]]:
         """The output, its log-sum-exp, and the rounds."""
         from polyattn_core.simd import engine
@@ -101,7 +129,8 @@ class BucketMechanism(Mechanism):
             by_value += _unsorted(found.value[:, 0], one.keys, keys)
 
         def gather(array: Array) -> Array:
-            return array.reshape(batch, key_heads, -1, *array.shape[1:]).sum(axis=2)
+            split = array.reshape(batch, key_heads, -1, *array.shape[1:])
+            return np.asarray(split.sum(axis=2))
 
         return Gradients(by_query.reshape(call.query.shape), gather(by_key), gather(by_value))
 

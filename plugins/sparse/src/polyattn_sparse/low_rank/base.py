@@ -48,12 +48,15 @@ class SetMechanism(Mechanism):
 
         def pullback(gradient: Array) -> Gradients:
             found = Gradients(
-                *(np.zeros(x.shape, call.dtype) for x in (call.query, call.key, call.value))
+                np.zeros(call.query.shape, call.dtype),
+                np.zeros(call.key.shape, call.dtype),
+                np.zeros(call.value.shape, call.dtype),
+                parameters={name: np.zeros_like(x) for name, x in self.parameters.items()},
             )
-            found.parameters = {name: np.zeros_like(x) for name, x in self.parameters.items()}
 
             def gather(array: Array) -> Array:
-                return array.reshape(len(array), key_heads, group, *array.shape[2:]).sum(axis=2)
+                split = array.reshape(len(array), key_heads, group, *array.shape[2:])
+                return np.asarray(split.sum(axis=2))
 
             for chosen, length, back in parts:
                 found.query[chosen], by_key, by_value, by_parameters = back(gradient[chosen])
@@ -84,8 +87,8 @@ def soft_max(
     """softmax(scale · q kᵀ) v on the streaming engine, and its pullback."""
     from polyattn_core.simd import engine
 
-    arrays = [np.ascontiguousarray(x) for x in (query, key, value)]
-    request = engine.Request(*arrays, scale, threads=limit)
+    query, key, value = (np.ascontiguousarray(x) for x in (query, key, value))
+    request = engine.Request(query, key, value, scale, threads=limit)
     state = engine.forward(request)
 
     def back(gradient: Array) -> tuple[Array, Array, Array]:

@@ -54,7 +54,9 @@ def _t(array: Array) -> Array:
 
 
 class _NoDecay:
-    before = after = total = 1.0
+    before: Array | float = 1.0
+    after: Array | float = 1.0
+    total: Array | float = 1.0
 
     def pairs(self, left: Array, right: Array) -> Array:
         return np.tril(left @ _t(right))
@@ -96,8 +98,10 @@ class _Halving:
             ends[..., 0, :, :] += second[..., -1:, :]
             second += first[..., -1:, :]
             half *= 2
-        self.before, self.after = np.exp(upto), np.exp(behind)
-        self.total = self.before[..., -1, :]
+        before = np.exp(upto)
+        self.before: Array | float = before
+        self.after: Array | float = np.exp(behind)
+        self.total: Array | float = before[..., -1, :]
 
 
 class _DecayOfToken(_Halving):
@@ -148,7 +152,7 @@ class _DecayOfChannels(_Halving):
             part = _corners(weights, level.half) @ earlier
             part *= level.onwards
             _halves(found, level.half)[..., 1, :, :] += part
-        return found
+        return np.asarray(found)
 
     def to_right(self, weights: Array, left: Array) -> Array:
         found = _diagonal(weights)[..., None] * left
@@ -157,7 +161,7 @@ class _DecayOfChannels(_Halving):
             part = _t(_corners(weights, level.half)) @ later
             part *= level.to_middle
             _halves(found, level.half)[..., 0, :, :] += part
-        return found
+        return np.asarray(found)
 
 
 def _halves(array: Array, half: int) -> Array:

@@ -66,8 +66,8 @@ class Problem:
         """Threads that the work is worth."""
         group, tokens, size = self.query.shape[2:]
         width = self.value.shape[-1]
-        work = self.units[0] * self.units[1] * (group + 1) * tokens * width * size
-        return 1 if work < _SMALL else min(self.limit or threads.limit(), threads.limit())
+        work: int = self.units[0] * self.units[1] * (group + 1) * tokens * width * size
+        return 1 if work < _SMALL else int(min(self.limit or threads.limit(), threads.limit()))
 
     def output(self) -> Array:
         """Memory for the output."""
@@ -249,7 +249,7 @@ class Scan:
 
         def summarise(part: _Part) -> None:
             b, h, chosen = part.place
-            incoming = self._chunked(gradient[b, h], part)
+            incoming = self._chunked(gradient[b, h], chosen)
             gain = ((part.query * part.decays.before).swapaxes(-1, -2) @ incoming).sum(axis=0)
             if part.beta is not None and self.inverses is not None:
                 pairs = part.decays.pairs(part.query, part.key)
@@ -269,7 +269,9 @@ class Scan:
         chain = self._chain(end, transposed, gains[:, :, ::-1])
         by_state = chain[:, :, ::-1]
         found = ScanGradients(
-            *(np.empty(x.shape, x.dtype) for x in (problem.query, problem.key, problem.value)),
+            np.empty(problem.query.shape, end.dtype),
+            np.empty(problem.key.shape, end.dtype),
+            np.empty(problem.value.shape, end.dtype),
             None if problem.logarithms is None else np.empty(problem.logarithms.shape, end.dtype),
             None if problem.beta is None else np.empty(problem.beta.shape, end.dtype),
             by_state[:, :, 0],
@@ -282,7 +284,7 @@ class Scan:
     ) -> None:
         b, h, chosen = part.place
         decays, key = part.decays, part.key
-        incoming = self._chunked(gradient[b, h], part)
+        incoming = self._chunked(gradient[b, h], chosen)
         state = self.states[b, h, chosen]
         by_next = by_state[b, h, slice(chosen.start + 1, chosen.stop + 1)]
         update, missing = self._updates(part)
@@ -330,7 +332,8 @@ class Scan:
 
         def do(task: int) -> None:
             unit, part = divmod(task, self.parts)
-            work(self._part(*divmod(unit, heads), part))
+            b, h = divmod(unit, heads)
+            work(self._part(b, h, part))
 
         self._each(batch * heads * self.parts, do)
 
@@ -348,19 +351,18 @@ class Scan:
     def _part(self, b: int, h: int, index: int) -> _Part:
         problem = self.problem
         chosen = slice(index * _PART, min((index + 1) * _PART, self.chunks))
-        part = _Part((b, h, chosen), *[np.empty(0)] * 3, None, decays_of(None))
-        part.query = self._chunked(problem.query[b, h], part)
-        part.key = self._chunked(problem.key[b, h], part)
-        part.value = self._chunked(problem.value[b, h], part)
-        if problem.beta is not None:
-            part.beta = self._chunked(problem.beta[b, h], part)
-        if problem.logarithms is not None:
-            part.decays = decays_of(self._chunked(problem.logarithms[b, h], part))
-        return part
+        beta, logarithms = problem.beta, problem.logarithms
+        return _Part(
+            (b, h, chosen),
+            self._chunked(problem.query[b, h], chosen),
+            self._chunked(problem.key[b, h], chosen),
+            self._chunked(problem.value[b, h], chosen),
+            None if beta is None else self._chunked(beta[b, h], chosen),
+            decays_of(None if logarithms is None else self._chunked(logarithms[b, h], chosen)),
+        )
 
-    def _chunked(self, array: Array, part: _Part) -> Array:
-        """(…, tokens, size) → (…, chunks, length, size) of a part; 0 beyond the last token."""
-        chosen = part.place[2]
+    def _chunked(self, array: Array, chosen: slice) -> Array:
+        """(…, tokens, size) → (…, chosen chunks, length, size); 0 beyond the last token."""
         first, stop = chosen.start * self.length, chosen.stop * self.length
         taken = array[..., first : min(stop, self.tokens), :]
         missing = stop - self.tokens

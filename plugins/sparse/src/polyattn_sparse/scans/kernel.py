@@ -32,7 +32,7 @@ def _read(dtype: str, columns: int) -> Any:
     """out[to …] = Σ_d line[d] · memory[at + d · step …], `columns` vectors of it."""
     vectors = Vectors(dtype, lanes(dtype))
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def read(typing, memory, at, step, line, out, to):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
             kinds = signature.args
@@ -64,7 +64,7 @@ def _write(dtype: str, columns: int) -> Any:
     """memory[at + d · step …] ← decay[d] · itself + key[d] · update[to …], and read with query."""
     vectors = Vectors(dtype, lanes(dtype))
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def write(typing, memory, at, step, decay, key, query, update, out, to):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
             kinds = signature.args
@@ -196,7 +196,7 @@ def step_kernel(dtype: str) -> Kernel:
 
     kind = types.float32 if dtype == "float32" else types.float64
 
-    def array(ndim, layout="A", readonly=True):  # type: ignore[no-untyped-def]
+    def array(ndim: int, layout: str = "A", readonly: bool = True) -> Any:
         return types.Array(kind, ndim, layout, readonly=readonly)
 
     signature = types.void(

@@ -175,7 +175,7 @@ class Recurrence(Mechanism):
         def gather(array: Array, own: int) -> Array:
             if array.shape[1] == own:
                 return array
-            return array.reshape(batch, own, -1, *array.shape[2:]).sum(axis=2)
+            return np.asarray(array.reshape(batch, own, -1, *array.shape[2:]).sum(axis=2))
 
         def visible(array: Array) -> Array:
             return array if hidden is None else np.where(hidden, array.dtype.type(0), array)
@@ -189,9 +189,15 @@ class Recurrence(Mechanism):
         start, state_back = self._start(call, state, units)
         scaled = (query.dtype.type(scale) * query).astype(call.dtype, copy=False)
         problem = Problem(
-            scaled.reshape(batch, units, heads // units, tokens, -1), key, value if factor is None else value * factor, logarithms, beta, start,
-            self.config.chunk, self.config.threads,
-        )  # fmt: skip
+            scaled.reshape(batch, units, heads // units, tokens, -1),
+            key,
+            value if factor is None else value * factor,
+            logarithms,
+            beta,
+            start,
+            self.config.chunk,
+            self.config.threads,
+        )
 
         def undo(found: ScanGradients) -> Gradients:
             by_query = scale * found.query.reshape(query.shape)
@@ -202,7 +208,8 @@ class Recurrence(Mechanism):
                 parts.append((gates.value_factor, by_factor))
                 by_value = by_value * factor
             by_key, by_value = (visible(gather(x, key_heads)) for x in (by_key, by_value))
-            side, parameters = state_back(found.state), {}
+            side = state_back(found.state)
+            parameters: dict[str, Array] = {}
             for gate, gradient in parts:
                 if gate is not None and gradient is not None:
                     own = visible(gather(gradient, gate.values.shape[1]))

@@ -93,7 +93,8 @@ def gated_linear(
     """S ← diag(α) S + k vᵀ."""
     logs = _log_decay(query, log_decay, parameters)
     key, value = repeat_heads(query, key, value)
-    return recurrence(config.scale * query, *_shown(mask, key, value, logs), state=state)[0]
+    key, value, logs = _shown(mask, key, value, logs)
+    return recurrence(config.scale * query, key, value, logs, state=state)[0]
 
 
 def delta_rule(

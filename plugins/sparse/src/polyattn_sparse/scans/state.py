@@ -47,7 +47,7 @@ class RecurrentState:
 
                 save_file(arrays, str(path))
             case ".npz":
-                np.savez(path, **arrays)
+                np.savez(path, memory=arrays["memory"], tokens=arrays["tokens"])
             case _:
                 raise ArgumentError("path", str(path), _FORMATS)
 
