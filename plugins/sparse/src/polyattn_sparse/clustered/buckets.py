@@ -170,7 +170,8 @@ class BucketMechanism(Mechanism):
                 # Nobody's bucket for the keys that are hidden from all.
                 shown = np.where(np.arange(keys) < seen[:, :1], theirs, _NO_KEY)
                 queries, places = (np.argsort(x, axis=1, kind="stable") for x in (own, shown))
-                steps = [_equal(own, shown, queries, places)]
+                equal = _equal(own, shown, queries, places)
+                steps = [equal, _near(equal, tokens), Primitive("and", (2,))]
             else:
                 # A query that sees c keys comes behind key c − 1, which counts for c.
                 bucket = np.concatenate((theirs, own), axis=1)
@@ -212,7 +213,7 @@ def _taken(array: Array, order: Array, fill: Any) -> Array:
 def _sorted(array: Array, order: Array, fill: float = 0.0) -> Array:
     """(…, tokens, size) of all units, in an order: (units, 1, places, size)."""
     flat = array.reshape(-1, *array.shape[-2:])
-    found = np.take_along_axis(flat, np.maximum(order, 0)[..., None], axis=1)
+    found = flat[np.arange(len(order))[:, None], np.maximum(order, 0)]
     if (order < 0).any():
         found[order < 0] = fill
     return found[:, None]
@@ -221,6 +222,26 @@ def _sorted(array: Array, order: Array, fill: float = 0.0) -> Array:
 def _unsorted(array: Array, order: Array, tokens: int, fill: float = 0.0) -> Array:
     """(units, places, …) back in the order of the tokens."""
     found = np.full((len(order), tokens, *array.shape[2:]), fill, array.dtype)
+    if order.shape[1] == tokens:
+        found[np.arange(len(order))[:, None], order] = array
+        return found
     unit, place = np.nonzero(order >= 0)
     found[unit, order[unit, place]] = array[unit, place]
     return found
+
+
+def _near(equal: Primitive, queries: int) -> Primitive:
+    """A band that holds all pairs of equal buckets, which are sorted: how far these lie apart.
+
+    The engine looks at no tile beyond it.
+    """
+    assert equal.table is not None
+    low, high = FAR, -FAR
+    for row in equal.table:
+        own, theirs = row[:queries], row[queries:]
+        first = np.searchsorted(theirs, own, "left") - np.arange(queries)
+        last = np.searchsorted(theirs, own, "right") - 1 - np.arange(queries)
+        met = first <= last
+        if met.any():
+            low, high = min(low, int(first[met].min())), max(high, int(last[met].max()))
+    return Primitive("band", (low, high))

@@ -29,7 +29,9 @@ def hashed(x: Array, buckets: int, rounds: int, seed: int) -> list[Array]:
             continue
         with np.errstate(invalid="ignore", over="ignore"):  # what is hidden may be infinite
             along = x.astype(np.float64) @ directions
-        found.append(np.concatenate((along, -along), axis=-1).argmax(axis=-1))
+        longest = abs(along).argmax(axis=-1)
+        opposite = np.take_along_axis(along, longest[..., None], axis=-1)[..., 0] < 0
+        found.append(longest + opposite * (buckets // 2))
     return found
 
 

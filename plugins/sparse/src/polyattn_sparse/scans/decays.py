@@ -87,7 +87,7 @@ class _Halving:
 
     def __init__(self, logarithms: Array) -> None:
         length = logarithms.shape[-2]
-        upto = np.array(logarithms)  # from the block's start to a token, its own included
+        upto = np.array(logarithms, order="C")  # from the block's start to a token, its own included
         behind = np.zeros_like(upto)  # of the tokens behind it, to the block's end
         self.levels: list[_Level] = []
         half = 1
@@ -146,22 +146,22 @@ class _DecayOfChannels(_Halving):
         return found
 
     def to_left(self, weights: Array, right: Array) -> Array:
-        found = _diagonal(weights)[..., None] * right
+        found = np.ascontiguousarray(_diagonal(weights)[..., None] * right)
         for level in self.levels:
             earlier = _halves(right, level.half)[..., 0, :, :] * level.to_middle
             part = _corners(weights, level.half) @ earlier
             part *= level.onwards
             _halves(found, level.half)[..., 1, :, :] += part
-        return np.asarray(found)
+        return found
 
     def to_right(self, weights: Array, left: Array) -> Array:
-        found = _diagonal(weights)[..., None] * left
+        found = np.ascontiguousarray(_diagonal(weights)[..., None] * left)
         for level in self.levels:
             later = _halves(left, level.half)[..., 1, :, :] * level.onwards
             part = _t(_corners(weights, level.half)) @ later
             part *= level.to_middle
             _halves(found, level.half)[..., 0, :, :] += part
-        return np.asarray(found)
+        return found
 
 
 def _halves(array: Array, half: int) -> Array:
@@ -172,14 +172,16 @@ def _halves(array: Array, half: int) -> Array:
 
 def _diagonal(matrix: Array) -> Array:
     """The diagonals of (…, length, length), a view."""
-    return np.einsum("...ii->...i", matrix)
+    view: Array = np.einsum("...ii->...i", matrix)
+    return view
 
 
 def blocks_on_diagonal(matrix: Array, size: int) -> Array:
     """(…, length, length) → (…, blocks, size, size), a view of contiguous memory."""
     *lead, length, _ = matrix.shape
     split = matrix.reshape(*lead, length // size, size, length // size, size)
-    return np.einsum("...iaib->...iab", split)
+    view: Array = np.einsum("...iaib->...iab", split)
+    return view
 
 
 def _corners(matrix: Array, half: int) -> Array:

@@ -136,7 +136,8 @@ def step_by_step(problem: Problem) -> tuple[Array, Array]:
 
 def _vectors(problem: Problem) -> int:
     """Of the coordinates of the values: what can be shared out."""
-    return -(-problem.value.shape[-1] // lanes(problem.key.dtype.name))
+    width: int = problem.value.shape[-1]
+    return -(-width // lanes(problem.key.dtype.name))
 
 
 @dataclass(slots=True)
