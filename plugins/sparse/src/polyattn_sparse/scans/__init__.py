@@ -1,5 +1,6 @@
 """Recurrences with a matrix as state: S ← decay · S + k uᵀ, read by queries.
 
-`decays` holds what forgetting does within a chunk, `engine` the chunked scan and its gradient,
-`state` the explicit state, and `mechanisms` the five rules.
+`retention`, `gated`, `delta` and `mamba` are the rules, on what `mechanism` does for all of them
+with `gates` and an explicit `state`. `engine` runs them: `kernel` token by token, `chunks` in
+products of matrices with what `decays` does within each, and the gradient.
 """

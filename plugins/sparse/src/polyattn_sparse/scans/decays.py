@@ -87,7 +87,7 @@ class _Halving:
 
     def __init__(self, logarithms: Array) -> None:
         length = logarithms.shape[-2]
-        upto = np.array(logarithms, order="C")  # from the block's start to a token, its own included
+        upto = np.array(logarithms, order="C")  # from the block's start to a token, with its own
         behind = np.zeros_like(upto)  # of the tokens behind it, to the block's end
         self.levels: list[_Level] = []
         half = 1
