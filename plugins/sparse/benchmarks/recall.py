@@ -22,7 +22,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def measure(tokens: int = 8192, groups: int = 64) -> list[dict[str, Any]]:
+def measure(tokens: int = 16_384, groups: int = 128) -> list[dict[str, Any]]:
     """On queries and keys around `groups` random directions, one head of size 64, float32.
 
     `recall` is the share of the exact weights that lies on pairs which are computed (for

@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 
 
 def default_buckets(keys: int) -> int:
-    """About 64 keys share one; even, or 1."""
-    return max(1, 2 * round(keys / 128))
+    """About 128 keys share one; even, or 1."""
+    return max(1, 2 * round(keys / 256))
 
 
 def hashed(x: Array, buckets: int, rounds: int, seed: int) -> list[Array]:

@@ -24,7 +24,7 @@ class LshConfig(BucketConfig):
     """Options of `lsh`."""
 
     buckets: int | None = Field(default=None, ge=1, le=1 << 16)
-    """Buckets of a round, 1 or an even number; by default so many that 64 keys share one."""
+    """Buckets of a round, 1 or an even number; by default so many that 128 keys share one."""
     rounds: int = Field(default=4, ge=1, le=32)
     """Times that tokens are hashed. A query sees the keys that it meets in any."""
 
