@@ -17,7 +17,7 @@ from polyattn_core.errors import (
     ShapeError,
 )
 from polyattn_core.positions import rotate
-from polyattn_sparse.scans import engine
+from polyattn_sparse.scans.kernels import engine
 from polyattn_sparse.scans.state import RecurrentState
 
 Array = npt.NDArray[Any]

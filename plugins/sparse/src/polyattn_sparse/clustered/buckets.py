@@ -71,25 +71,24 @@ class BucketMechanism(Mechanism):
         -------
         (…, heads, queries), from 0 to 1; 1 where nothing is visible. As dear as exact attention.
         """
-        from polyattn_core.simd import engine, masking
+        from .. import kernels
 
         key = np.asarray(key)
         call, lead, _ = self._prepare(query, key, key[..., :1], mask, None, False, None, side)
         logs = self._attend(call)[1].reshape(call.query.shape[:3])
         scale = self.config.scale or self.config.head_dim**-0.5
-        request = engine.Request(
-            call.query, call.key, call.value, scale, threads=self.config.threads
+        steps = () if call.mask is None else call.mask.program(call.shape)
+        request = kernels.request_of(
+            call.query, call.key, call.value, scale, self.config.threads, steps
         )
-        if call.mask is not None:
-            request.mask = masking.encode(call.mask.program(call.shape))
-        exact = engine.forward(request).first
+        exact = kernels.forward(request)[1]
         seen = ~np.isneginf(exact)
         share = np.exp(np.where(seen, logs, 0) - np.where(seen, exact, 0))
         return np.asarray(share.reshape(*lead, *share.shape[1:]))
 
     def _attend(self, call: Call) -> tuple[Array, Array, list[_Sorted]]:
         """The output, its log-sum-exp, and the rounds."""
-        from polyattn_core.simd import engine
+        from .. import kernels
 
         batch, heads, tokens = call.query.shape[:3]
         rounds = self._rounds(call)
@@ -97,9 +96,9 @@ class BucketMechanism(Mechanism):
         total = np.full((units, tokens), -np.inf, call.dtype)
         out = np.zeros((units, tokens, call.value.shape[3]), call.dtype)
         for one in rounds:
-            state = engine.forward(self._request(call, one))
-            found = _unsorted(state.out[:, 0], one.queries, tokens)
-            logs = _unsorted(state.first[:, 0], one.queries, tokens, -np.inf)
+            part, normaliser = kernels.forward(self._request(call, one))
+            found = _unsorted(part[:, 0], one.queries, tokens)
+            logs = _unsorted(normaliser[:, 0], one.queries, tokens, -np.inf)
             merged = np.logaddexp(total, logs)
             base = np.where(np.isneginf(merged), 0, merged)
             out *= np.exp(total - base)[..., None]
@@ -110,7 +109,7 @@ class BucketMechanism(Mechanism):
     def _gradients(
         self, call: Call, out: Array, logs: Array, rounds: list[_Sorted], gradient: Array
     ) -> Gradients:
-        from polyattn_core.simd import engine
+        from .. import kernels
 
         batch, heads, tokens, size = call.query.shape
         key_heads, keys = call.key.shape[1:3]
@@ -118,15 +117,15 @@ class BucketMechanism(Mechanism):
         by_key = np.zeros((batch * heads, keys, size), call.dtype)
         by_value = np.zeros((batch * heads, keys, call.value.shape[3]), call.dtype)
         for one in rounds:
-            state = engine.State(
+            parts = kernels.backward(
+                self._request(call, one),
                 _sorted(out, one.queries),
                 _sorted(logs[..., None], one.queries, -np.inf)[..., 0],
-                np.zeros((len(one.queries), 1, one.queries.shape[1]), call.dtype),
+                _sorted(gradient, one.queries),
             )
-            found = engine.backward(self._request(call, one), state, _sorted(gradient, one.queries))
-            by_query += _unsorted(found.query[:, 0], one.queries, tokens)
-            by_key += _unsorted(found.key[:, 0], one.keys, keys)
-            by_value += _unsorted(found.value[:, 0], one.keys, keys)
+            by_query += _unsorted(parts[0][:, 0], one.queries, tokens)
+            by_key += _unsorted(parts[1][:, 0], one.keys, keys)
+            by_value += _unsorted(parts[2][:, 0], one.keys, keys)
 
         def gather(array: Array) -> Array:
             split = array.reshape(batch, key_heads, -1, *array.shape[1:])
@@ -135,19 +134,18 @@ class BucketMechanism(Mechanism):
         return Gradients(by_query.reshape(call.query.shape), gather(by_key), gather(by_value))
 
     def _request(self, call: Call, one: _Sorted) -> Any:
-        from polyattn_core.simd import masking
-        from polyattn_core.simd.engine import Request
+        from .. import kernels
 
         group = call.query.shape[1] // call.key.shape[1]
         key, value = (np.repeat(x, group, axis=1) for x in (call.key, call.value))
-        scale = self.config.scale or self.config.head_dim**-0.5
-        request = Request(
-            _sorted(call.query, one.queries), _sorted(key, one.keys), _sorted(value, one.keys),
-            scale, threads=self.config.threads,
-        )  # fmt: skip
-        request.mask = masking.encode(one.steps)
-        request.mask_queries, request.mask_keys = one.queries.shape[1], one.keys.shape[1]
-        return request
+        return kernels.request_of(
+            _sorted(call.query, one.queries),
+            _sorted(key, one.keys),
+            _sorted(value, one.keys),
+            self.config.scale or self.config.head_dim**-0.5,
+            self.config.threads,
+            one.steps,
+        )
 
     def _rounds(self, call: Call) -> list[_Sorted]:
         keys = call.key.shape[2]

@@ -11,8 +11,8 @@ from polyattn_core.errors import ArgumentError, ShapeError
 from polyattn_core.mechanism import Call
 
 from .buckets import BucketMechanism, Buckets
-from .choice import default_buckets, default_centroids, hashed, nearest
 from .config import LshConfig, RoutingConfig
+from .reference import default_buckets, default_centroids, hashed, nearest
 
 
 class Lsh(BucketMechanism):

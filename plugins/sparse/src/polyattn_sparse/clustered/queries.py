@@ -10,8 +10,8 @@ import numpy as np
 from polyattn_core.arrays import Array
 
 from ..low_rank.base import Back, SetMechanism
-from .choice import clusters_of
 from .config import ClusteredConfig
+from .reference import clusters_of
 
 
 class Clustered(SetMechanism):

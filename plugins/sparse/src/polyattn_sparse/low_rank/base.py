@@ -85,14 +85,6 @@ def soft_max(
     query: Array, key: Array, value: Array, scale: float, limit: int | None
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     """softmax(scale · q kᵀ) v on the streaming engine, and its pullback."""
-    from polyattn_core.simd import engine
+    from .. import kernels
 
-    query, key, value = (np.ascontiguousarray(x) for x in (query, key, value))
-    request = engine.Request(query, key, value, scale, threads=limit)
-    state = engine.forward(request)
-
-    def back(gradient: Array) -> tuple[Array, Array, Array]:
-        found = engine.backward(request, state, np.ascontiguousarray(gradient))
-        return found.query, found.key, found.value
-
-    return state.out, back
+    return kernels.soft_max(query, key, value, scale, limit)

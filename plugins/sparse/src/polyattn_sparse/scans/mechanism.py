@@ -19,7 +19,7 @@ from .gates import Gates
 from .state import RecurrentState
 
 if TYPE_CHECKING:
-    from .engine import Problem, ScanGradients
+    from .kernels.engine import Problem, ScanGradients
 
 Undo = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -71,7 +71,7 @@ class Recurrence(Mechanism):
         state
             Where to start; it is not changed.
         """
-        from . import engine
+        from .kernels import engine
 
         call, lead, dtype = self._prepare(
             query, key, value, mask, None, False, None, {**side, "state": state}
@@ -127,7 +127,7 @@ class Recurrence(Mechanism):
         return Causal()
 
     def _forward(self, call: Call) -> Array:
-        from . import engine
+        from .kernels import engine
 
         problem, _ = self._problem(call)
         return self._finished(call, engine.forward(problem)[0])
@@ -139,7 +139,7 @@ class Recurrence(Mechanism):
         return flat
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
-        from . import engine
+        from .kernels import engine
 
         problem, undo = self._problem(call)
         scan = engine.Scan(problem)
@@ -155,7 +155,7 @@ class Recurrence(Mechanism):
 
     def _problem(self, call: Call) -> tuple[Problem, Callable[[ScanGradients], Gradients]]:
         """The engine's problem, and the way back from its gradients."""
-        from .engine import Problem
+        from .kernels.engine import Problem
 
         state = call.side.get("state")
         first = state.tokens if isinstance(state, RecurrentState) else 0

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polyattn_core.positions import rotate
 from polyattn_core.reference import repeat_heads
 
 Array = npt.NDArray[np.float64]
@@ -75,10 +74,10 @@ def retention(
     config: Any, parameters: Mapping[str, Any] | None = None,
 ) -> Array:  # fmt: skip
     """S ← γ S + k vᵀ."""
-    heads, tokens, size = query.shape[1:]
+    heads, size = query.shape[1], query.shape[3]
     key_heads = key.shape[1]
     if config.position is not None:
-        query, key = (rotate(x, np.arange(tokens), config.position) for x in (query, key))
+        query, key = (_turned(x, config.position) for x in (query, key))
     decays = config.decays or [1 - 2.0 ** (-5 - head) for head in range(key_heads)]
     logs = np.broadcast_to(np.log(_per_head(decays, heads))[:, None, None], query.shape)
     key, value = repeat_heads(query, key, value)
@@ -135,6 +134,19 @@ def mamba2(
     if config.skip:
         out = out + _per_head(parameters["skip"], heads)[:, None, None] * value
     return out
+
+
+def _turned(x: Array, rope: Any) -> Array:
+    """Pairs of coordinates, as complex numbers, times e^(i · position · frequency)."""
+    size = rope.size or x.shape[-1]
+    frequency = rope.base ** (-np.arange(0, size, 2) / size) / rope.factor
+    turn = np.exp(1j * np.arange(x.shape[-2])[:, None] * frequency)
+    first = np.arange(0, size, 2) if rope.interleaved else np.arange(size // 2)
+    second = first + (1 if rope.interleaved else size // 2)
+    turned = (x[..., first] + 1j * x[..., second]) * turn
+    found = x.copy()
+    found[..., first], found[..., second] = turned.real, turned.imag
+    return found
 
 
 def _log_decay(query: Array, given: Any, parameters: Mapping[str, Any]) -> Array:

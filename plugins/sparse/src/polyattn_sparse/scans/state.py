@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from polyattn_core.errors import ArgumentError, FileFormatError
+from polyattn_core.errors import ArgumentError, FileFormatError, ParameterError
+from polyattn_core.parameters import Parameters
 
 Array = npt.NDArray[Any]
+_NAMES = ("memory", "tokens")
 _FORMATS = "a file name that ends in .safetensors or .npz"
 
 
@@ -43,9 +47,7 @@ class RecurrentState:
         arrays = {"memory": np.array(self.memory, order="C"), "tokens": np.array([self.tokens])}
         match Path(path).suffix:
             case ".safetensors":
-                from safetensors.numpy import save_file
-
-                save_file(arrays, str(path))
+                Parameters(arrays).save(path)
             case ".npz":
                 np.savez(path, memory=arrays["memory"], tokens=arrays["tokens"])
             case _:
@@ -60,22 +62,31 @@ class RecurrentState:
         FileFormatError
             Where the file is of neither format, or holds something else.
         """
-        arrays: dict[str, Array] = {}
+        wrong = FileFormatError("path", str(path), "a file with the arrays of a RecurrentState")
         try:
-            if Path(path).suffix == ".npz":
-                with np.load(path, allow_pickle=False) as found:
-                    arrays = dict(found)
-            elif Path(path).suffix == ".safetensors":
-                from safetensors.numpy import load_file
-
-                arrays = load_file(str(path))
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # safetensors, zipfile and NumPy each raise their own
-            raise FileFormatError("path", f"{path} ({error})", _FORMATS) from None
-        memory, tokens = arrays.get("memory"), arrays.get("tokens")
-        if memory is None or tokens is None or memory.ndim < 3 or tokens.shape != (1,):
-            raise FileFormatError("path", str(path), "a file with the arrays of a RecurrentState")
-        if memory.dtype not in (np.float32, np.float64) or tokens.dtype.kind not in "iu":
-            raise FileFormatError("path", str(path), "memory in float32 or float64, whole tokens")
+            match Path(path).suffix:
+                case ".npz":
+                    with np.load(path, allow_pickle=False) as found:
+                        memory, tokens = found["memory"], found["tokens"]
+                case ".safetensors":
+                    arrays = Parameters(_empty(Path(path)))
+                    arrays.load(path)
+                    memory, tokens = np.array(arrays["memory"]), arrays["tokens"]
+                case _:
+                    raise ArgumentError("path", str(path), _FORMATS)
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(error, ArgumentError) and not isinstance(error, ParameterError):
+                raise
+            raise wrong from None
+        if memory.ndim < 3 or memory.dtype not in (np.float32, np.float64) or tokens.shape != (1,):
+            raise wrong
         return cls(memory, int(tokens[0]))
+
+
+def _empty(path: Path) -> dict[str, Array]:
+    """Arrays like those of a safetensors file: its header is JSON, behind its length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, 1 << 16)))
+    kinds = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
+    return {name: np.zeros(header[name]["shape"], kinds[header[name]["dtype"]]) for name in _NAMES}

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from polyattn_core.simd import threads
 
 from .chunks import Scan, ScanGradients
-from .kernel import lanes, step_kernel
 from .problem import Problem
+from .steps import lanes, step_kernel
 
 Array = npt.NDArray[Any]
 
