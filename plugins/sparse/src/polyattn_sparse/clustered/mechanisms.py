@@ -109,7 +109,7 @@ class Routing(BucketMechanism):
         config = self.config
         shape = (config.heads, config.clusters, config.head_dim)
         if centroids is None:
-            return default_centroids(*shape, config.seed)
+            return np.asarray(default_centroids(*shape, config.seed))
         array = as_array(centroids, "centroids")
         if array.shape != shape:
             raise ShapeError("centroids", array.shape, f"(heads, clusters, head size) {shape}")
