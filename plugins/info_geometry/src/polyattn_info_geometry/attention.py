@@ -71,9 +71,9 @@ class KLBregman(_OnTheSimplex):
         softmax(−β KL(p‖r)) v,   p = softmax(q/τ),   r = softmax(k/τ)
 
     where β is `sharpness` and τ `temperature`. KL is the Bregman divergence of the negative
-    entropy: −KL(p‖r) = Σ p log r − Σ p log p is a product of p and log r,
-    and a number for each query. It is not symmetric: a key that is 0 where the query is not is infinitely far, the reverse
-    costs little.
+    entropy: −KL(p‖r) = Σ p log r − Σ p log p is a product of p and log r, and a number for each
+    query. It is not symmetric: a key that is 0 where the query is not is infinitely far, the
+    reverse costs little.
 
     O(n² d) time, O(n d) memory.
 
