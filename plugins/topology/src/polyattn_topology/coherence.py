@@ -26,8 +26,8 @@ class WindowCoherence:
     ==================== ===========================================================================
     boundary-mass        share of similarity that crosses borders (of windows; else of the sides of
                          the principal axis), over that of evenly similar keys; at most 1
-    cut-proxy            the least normalised cut (at borders of windows; else anywhere along the
-                         principal axis), over that of evenly similar keys; at most 1
+    cut-proxy            the least normalised cut (at borders of windows; else at up to 64 places
+                         along the principal axis), over that of evenly similar keys; at most 1
     disagreement         1 − 2·(mean disagreement (1 − cos)/2 of pairs), at least 0: the mean cosine
     similarity-variance  1 − standard deviation of the cosine of pairs
     ==================== ===========================================================================
@@ -91,8 +91,8 @@ class WindowCoherence:
             if CoherenceMetric.BOUNDARY_MASS in cut:
                 found[CoherenceMetric.BOUNDARY_MASS] = self._boundary(ordered, borders)
             if CoherenceMetric.CUT_PROXY in cut:
-                borders = borders if self.window else np.arange(1, len(ordered))
-                found[CoherenceMetric.CUT_PROXY] = _least_cut(ordered, borders)[0]
+                borders = borders if self.window else all_borders(len(ordered))
+                found[CoherenceMetric.CUT_PROXY] = least_cut(ordered, borders)[0]
         moments = {CoherenceMetric.DISAGREEMENT, CoherenceMetric.SIMILARITY_VARIANCE}
         if moments & set(self.metrics):
             size = self.window or max(len(units), 1)
@@ -132,24 +132,51 @@ class WindowCoherence:
         return float(min(max(1 - inside / total, 0.0) / even, 1.0)) if total > 1e-9 * n else 1.0
 
 
+_MOST_CUTS = 64
+_SQUARINGS = 24
+
+
 def principal_axis(units: Array) -> Array:
     """The direction along which unit vectors vary most, (d,), with a sign that is theirs.
 
-    O(n d² + d³); of the moments, which do not depend on the order of keys but for rounding.
+    The covariance matrix is squared until it has rank one, in units of its trace: k squarings are
+    2ᵏ power iterations. O(n d² + d³), and no LAPACK, whose threads would wait for work where
+    attention computes next.
     """
-    wide = units.astype(np.float64)
-    mean = wide.mean(axis=0)
-    axis = np.linalg.eigh(wide.T @ wide / len(wide) - np.outer(mean, mean))[1][:, -1]
-    return np.asarray((axis if axis[np.argmax(np.abs(axis))] > 0 else -axis).astype(units.dtype))
+    mean = units.mean(axis=0, dtype=np.float64)
+    matrix = (units.T @ units).astype(np.float64) / len(units) - np.outer(mean, mean)
+    for _ in range(_SQUARINGS):
+        trace = np.trace(matrix)
+        if trace <= 0:
+            break
+        matrix = matrix / trace
+        square = matrix @ matrix
+        if np.trace(square) > 1 - 1e-15:
+            break
+        matrix = square
+    axis = matrix[:, np.argmax(np.diag(matrix))]
+    length = np.sqrt(axis @ axis)
+    if not length > 0:
+        axis, length = np.eye(len(axis))[0], 1.0
+    positive = axis[np.argmax(np.abs(axis))] > 0
+    return np.asarray((axis / (length if positive else -length)).astype(units.dtype))
 
 
-def _least_cut(units: Array, borders: Array) -> tuple[float, int]:
+def all_borders(n: int) -> Array:
+    """Where n keys in a row may be cut: everywhere, or at 64 places evenly apart."""
+    if n - 1 <= _MOST_CUTS:
+        return np.arange(1, max(n, 1))
+    return np.linspace(1, n - 1, _MOST_CUTS).round().astype(np.int64)
+
+
+def least_cut(units: Array, borders: Array) -> tuple[float, int]:
     """The least normalised cut of a prefix over that of evenly similar keys, and where it is."""
     n = len(units)
     if n < 2 or not len(borders):
         return 1.0, 0
-    sums = np.cumsum(units, axis=0, dtype=np.float64)
-    whole, left, sizes = sums[-1], sums[borders - 1], borders.astype(np.float64)
+    starts = np.concatenate(([0], borders))
+    sums = np.cumsum(np.add.reduceat(units, starts, axis=0), axis=0, dtype=np.float64)
+    whole, left, sizes = sums[-1], sums[:-1], borders.astype(np.float64)
     cut = (sizes * (n - sizes) + left @ whole - np.einsum("pd,pd->p", left, left)) / 2
     # Volumes: each key's weights with all others, without itself.
     left_volume = (n * sizes + left @ whole) / 2 - sizes

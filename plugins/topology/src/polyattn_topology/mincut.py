@@ -11,7 +11,7 @@ from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
 
-from .coherence import _least_cut, _units, principal_axis
+from .coherence import _units, all_borders, least_cut, principal_axis
 
 
 class MincutGated(StreamingMechanism):
@@ -20,9 +20,10 @@ class MincutGated(StreamingMechanism):
         softmax(scale · q·kᵀ − strength · [side(q) ≠ side(k)] · [φ < threshold]) v
 
     The key graph has the weights (1 + cos)/2. Keys are sorted along their principal axis, and of
-    all n − 1 cuts there the one with the least normalised cut is taken (a sweep cut, as in spectral
-    clustering): φ is its value over that of evenly similar keys, which is 1. A query is on the side
-    on which its direction falls. Each batch element and key head has its own cut.
+    all cuts there (64 of them, evenly apart, where there are more) the one with the least
+    normalised cut is taken: a sweep cut, as in spectral clustering. φ is its value over that of
+    evenly similar keys, which is 1. A query is on the side on which its direction falls. Each batch
+    element and key head has its own cut.
 
     The cut is of all keys of a call, so there are no masks. It is constant almost everywhere, so
     gradients are those of the attention. Keys that are 0 or not finite belong to no side.
@@ -62,7 +63,7 @@ class MincutGated(StreamingMechanism):
             along = units @ axis
             order = np.argsort(along)
             along = along[order]
-            values[index], at = _least_cut(units[order], np.arange(1, len(units)))
+            values[index], at = least_cut(units[order], all_borders(len(units)))
             if values[index] >= self.config.threshold:
                 continue
             border = (along[at - 1] + along[at]) / 2
