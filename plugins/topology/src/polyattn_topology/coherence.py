@@ -155,9 +155,9 @@ def principal_axis(units: Array) -> Array:
             break
         matrix = square
     axis = matrix[:, np.argmax(np.diag(matrix))]
-    length = np.sqrt(axis @ axis)
-    if not length > 0:
-        axis, length = np.eye(len(axis))[0], 1.0
+    length = float(np.sqrt(axis @ axis))
+    if length == 0:  # nothing varies
+        return np.asarray(np.eye(len(axis))[0].astype(units.dtype))
     positive = axis[np.argmax(np.abs(axis))] > 0
     return np.asarray((axis / (length if positive else -length)).astype(units.dtype))
 

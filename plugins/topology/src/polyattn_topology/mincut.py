@@ -41,7 +41,7 @@ class MincutGated(StreamingMechanism):
     >>> camps = np.array([[3.0, 0.1], [3.0, -0.1], [-3.0, 0.1], [-3.0, -0.1]])
     >>> gated = pa.create("mincut-gated", dim=2, scale=0.01)
     >>> gated(camps, camps, np.eye(4))[0].round(2)
-    array([0.5 , 0.5 , 0.01, 0.01])
+    array([0.49, 0.49, 0.01, 0.01])
     """
 
     def sides(self, query: Array, key: Array) -> tuple[Array, Array, Array]:

@@ -19,7 +19,7 @@ def _softmax(scores: Array) -> Array:
     return np.asarray(grown / np.where(total == 0, 1, total))
 
 
-def normalised_cut(graph: Array, side: Array) -> float:
+def normalised_cut(graph: Array, side: npt.NDArray[np.bool_]) -> float:
     """cut/volume + cut/volume of the two sides, over that of evenly similar keys."""
     cut = graph[side][:, ~side].sum()
     n = len(graph)
