@@ -14,7 +14,7 @@ from polyattn_core.masks import MaskShape
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
 
-from .config import FilterConfig, KeyGraphConfig
+from .config import FilterConfig, KeyGraphConfig, LaplacianType
 from .filters import Polynomial
 from .graph import CompleteGraph, KeyGraph, NeighbourGraph
 from .laplacian import GraphLaplacian
@@ -82,7 +82,7 @@ class KeyGraphMechanism(StreamingMechanism):
         found = self._remembered
         if found is None:
             return None
-        kind = getattr(self.config, "laplacian_type", "random-walk")
+        kind = getattr(self.config, "laplacian_type", LaplacianType.RANDOM_WALK)
         return GraphLaplacian(found.graph, kind, found.graph.shape[:2])
 
     def _graph(self, call: Call) -> KeyGraph:

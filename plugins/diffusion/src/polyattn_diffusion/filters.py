@@ -35,9 +35,9 @@ class Polynomial:
         return len(self.coefficients)
 
     def _next(self, m: int, x: Array, l_x: Array, before: Array | None) -> Array:
+        found: Array = self.step * l_x - x
         if not self.chebyshev:
-            return x - self.step * l_x
-        found = self.step * l_x - x
+            return -found
         return found if before is None else 2 * found - before
 
     def apply(
@@ -91,7 +91,7 @@ def expand(
     `function` maps eigenvalues (points,) to (points,) or (points, heads). `option` is named where
     the series would be too long.
     """
-    bound = max(bound, np.finfo(np.float64).tiny)
+    bound = max(bound, float(np.finfo(np.float64).tiny))
     points = 64
     while points <= _MOST:
         angle = np.pi * (np.arange(points) + 0.5) / points

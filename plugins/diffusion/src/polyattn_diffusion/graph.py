@@ -181,7 +181,7 @@ class NeighbourGraph(KeyGraph):
         self, key: Array, sigma: float | None, visible: Array | None, threads: int | None, k: int
     ) -> None:
         super().__init__(key, sigma, visible, threads)
-        self.edges = self._search(key, k)
+        self.edges = self._search(self.mark(key), k)
         points = self.flat(self.points)
         rows, columns = self.edges.rows, self.edges.indices
         self.weights = np.empty((len(rows), 1), points.dtype)

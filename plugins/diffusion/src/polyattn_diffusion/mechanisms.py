@@ -231,7 +231,7 @@ class ChebyshevFilter(KeyGraphMechanism):
 
     def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
         c = self.parameters["coefficients"].T[:, :, None, None]
-        bound = max(operator.bound, np.finfo(np.float32).tiny)
+        bound = max(operator.bound, float(np.finfo(np.float32).tiny))
         return Polynomial(c, 2 / bound), lambda found: {"coefficients": found.T}
 
 

@@ -75,8 +75,8 @@ class Laplacian(Operator):
         degrees = graph.degrees
         self._linked = (degrees > 0).astype(degrees.dtype)
         with np.errstate(divide="ignore"):
-            self._inverse = np.where(degrees > 0, 1 / degrees, degrees.dtype.type(0))
-        self._root = np.sqrt(self._inverse)
+            self._inverse: Array = np.where(degrees > 0, 1 / degrees, degrees.dtype.type(0))
+        self._root: Array = np.sqrt(self._inverse)
 
     def apply(self, x: Array) -> Array:
         weigh = self.graph.weigh
