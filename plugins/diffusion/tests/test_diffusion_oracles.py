@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -178,7 +179,9 @@ def test_page_rank_is_a_fixed_point(create: Create, arrays: Arrays) -> None:
 @pytest.mark.oracle
 def test_page_rank_against_appnp(create: Create) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed: make oracles")
-    nn = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        nn = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not installed")
     rng = np.random.default_rng(0)
     key, value = rng.standard_normal((40, 3)), rng.standard_normal((40, 6))
     weights = adjacency(key, 1.0, 5)

@@ -16,7 +16,7 @@ from polyattn_core.simd.rules import Statistic, score_rule
 from polyattn_core.simd.scores import counter_type, take_task
 
 Array = npt.NDArray[Any]
-ONE, ZERO, LEAST = np.float32(1), np.float32(0), np.float32(1e-12)
+ONE, ZERO = np.float32(1), np.float32(0)
 
 
 def _breadth_first(indptr, indices, sources, most, distance, edge, counter):  # type: ignore[no-untyped-def]
@@ -79,19 +79,27 @@ hyperboloid_time = Statistic(
 
 
 @score_rule(row=hyperboloid_time, column=hyperboloid_time)
-def dual_score(dot, row, column, flat, bent):  # type: ignore[no-untyped-def]
-    """flat·⟨q, k⟩ − bent·d(q, k), the distance on the unit hyperboloid."""
-    excess = max(row * column - dot - ONE, ZERO)
+def dual_score(dot, row, column, flat, bent, rounding):  # type: ignore[no-untyped-def]
+    """flat·⟨q, k⟩ − bent·d(q, k), the distance on the unit hyperboloid.
+
+    The hyperbolic cosine of a distance of 0 differs from 1 by rounding, which the root would
+    magnify.
+    """
+    excess = row * column - dot - ONE
+    excess = ZERO if excess < rounding * row * column else excess
     return flat * dot - bent * np.log(ONE + excess + np.sqrt(excess * (excess + ONE + ONE)))
 
 
 @dual_score.derivative
-def dual_score_derivative(dot, row, column, flat, bent):  # type: ignore[no-untyped-def]
-    excess = max(row * column - dot - ONE, ZERO)
+def dual_score_derivative(dot, row, column, flat, bent, rounding):  # type: ignore[no-untyped-def]
+    excess = row * column - dot - ONE
+    near = excess < rounding * row * column
+    excess = ONE if near else excess
     root = np.sqrt(excess * (excess + ONE + ONE))
     # At a distance of 0 there is none.
-    slope = ZERO if root < LEAST else bent / max(root, LEAST)
-    return (flat + slope, -slope * column, -slope * row, dot, -np.log(ONE + excess + root))
+    slope = ZERO if near else bent / root
+    distance = ZERO if near else np.log(ONE + excess + root)
+    return (flat + slope, -slope * column, -slope * row, dot, -distance, ZERO)
 
 
 __all__ = ["Edges", "dual_score", "shortest_paths"]

@@ -100,7 +100,7 @@ class GraphRope(StreamingMechanism):
     coordinates of the nodes: hops from anchors (``coordinates="distance"``), or angles of the
     eigenvectors of the Laplacian (``"spectral"``, up to 4,096 nodes). Scores depend on differences
     of coordinates alone. On a path both are the place along it: this then is ordinary RoPE. Edges
-    count in both directions; the nodes are the keys, and with fewer queries these are the last.
+    count in both directions; each node is a query and a key.
 
     O(n² d + axes · edges) time, O(n d) memory; spectral coordinates O(n³) and O(n²). Masks, shapes
     and errors are those of :meth:`polyattn_core.mechanism.Mechanism.attend`; gradients are by
@@ -129,20 +129,13 @@ class GraphRope(StreamingMechanism):
 
     def _request(self, call: Call) -> tuple[Any, Any]:
         size = call.query.shape[-1]
-        queries, keys = call.shape.queries, call.shape.keys
-        if queries > keys:
-            raise ShapeError("query", f"{queries} queries", f"at most as many as keys ({keys})")
         angles = angles_of(self._coordinates(call), size, self.config.base)[:, None]
-        theirs = np.cos(angles), np.sin(angles)
-        ours = tuple(x[:, :, keys - queries :] for x in theirs)
-        query, key = _turn(call.query, *ours), _turn(call.key, *theirs)
+        cosine, sine = np.cos(angles), np.sin(angles)
+        query, key = _turn(call.query, cosine, sine), _turn(call.key, cosine, sine)
         request, _ = super()._request(replace(call, query=query, key=key))
 
         def undo(d_query: Array, d_key: Array) -> tuple[Array, Array]:
-            return (
-                _turn(d_query, ours[0], -ours[1]),
-                _turn(d_key, theirs[0], -theirs[1]),
-            )
+            return _turn(d_query, cosine, -sine), _turn(d_key, cosine, -sine)
 
         return request, undo
 
@@ -167,8 +160,7 @@ class GraphormerBias(StreamingMechanism):
     where the parameter `distance` b is (heads, max_distance + 2): 0 … max_distance hops, and last
     what is farther or out of reach. With `edge_dim` the parameter `edge` w is (heads, edge_dim),
     and edges of one shortest path of at most max_distance hops count. Edges count in both
-    directions; the nodes are the keys, and with fewer queries these are the last. Biases start
-    at 0.
+    directions; each node is a query and a key. Biases start at 0.
 
     O(n² d + n · edges) time; distances and biases are O(n² · heads) memory, which is what bounds
     the size of graphs here. Masks, shapes and errors are those of
@@ -219,9 +211,6 @@ class GraphormerBias(StreamingMechanism):
 
     def _biased(self, call: Call) -> tuple[Call, Any]:
         shape, dtype = call.shape, call.dtype
-        if shape.queries > shape.keys:
-            accepted = f"at most as many as keys ({shape.keys})"
-            raise ShapeError("query", f"{shape.queries} queries", accepted)
         features = self._features(call)
         paths, rows = self._paths(call)
         if features is not None and len(features) != rows:
@@ -230,7 +219,7 @@ class GraphormerBias(StreamingMechanism):
         scores = None
         if features is not None:
             scores = features @ self.parameters["edge"].astype(dtype).T
-        own = np.stack([p.bias(table, scores) for p in paths])[:, :, shape.keys - shape.queries :]
+        own = np.stack([p.bias(table, scores) for p in paths])
         full = own
         if call.bias is not None:
             lead = call.bias.reshape((1,) * max(0, 3 - call.bias.ndim) + call.bias.shape)
@@ -254,10 +243,9 @@ class GraphormerBias(StreamingMechanism):
             d_full = found.bias.reshape(shape.batch, shape.heads, shape.queries, shape.keys)
             table = np.zeros((shape.heads, self.config.max_distance + 2), call.dtype)
             d_scores = None if scores is None else np.zeros_like(scores)
-            padding = [(0, 0), (shape.keys - shape.queries, 0), (0, 0)]
             for b in range(shape.batch):
                 path = paths[b if len(paths) > 1 else 0]
-                path.pull(np.pad(d_full[b], padding), table, d_scores)
+                path.pull(d_full[b], table, d_scores)
             found.parameters["distance"] = table
             if d_scores is not None and features is not None:
                 found.parameters["edge"] = d_scores.T @ features
@@ -292,12 +280,13 @@ class _Paths:
         self.bucket = np.where(hops < 0, self.most + 1, hops)
         if wanted:
             self.hops = hops
-            before = np.repeat(everyone, np.diff(indptr))[last]
+            ends = np.repeat(everyone, np.diff(indptr))
             # Of the pairs at each distance: the pair without the last hop, and its edge.
             self.steps = []
             for d in range(1, self.most + 1):
                 i, j = (hops == d).nonzero()
-                self.steps.append((i, j, before[i, j], first + feature[last[i, j]]))
+                edge = last[i, j]
+                self.steps.append((i, j, ends[edge], first + feature[edge]))
 
     def bias(self, table: Array, scores: Array | None) -> Array:
         """(heads, nodes, nodes)."""
@@ -334,7 +323,7 @@ class DualSpace(StreamingMechanism):
 
     O(n² d) time, O(n d) memory. Masks, shapes and errors are those of
     :meth:`polyattn_core.mechanism.Mechanism.attend`. The distance has no derivative where q = k;
-    0 stands there.
+    0 stands there. Distances too small for the dtype (10⁻³ in float32) are taken for 0.
 
     References
     ----------
@@ -363,4 +352,5 @@ class DualSpace(StreamingMechanism):
 
         config = self.config
         flat = config.mixing * super()._scale(call) / config.curvature
-        return [(dual_score, (flat, (1 - config.mixing) / math.sqrt(config.curvature)))]
+        bent = (1 - config.mixing) / math.sqrt(config.curvature)
+        return [(dual_score, (flat, bent, 4 * float(np.finfo(call.dtype).eps)))]

@@ -123,7 +123,7 @@ def graph_rope(
     bias: Array | None = None, config: Any, parameters: Parameters, edges: Array,
 ) -> Array:  # fmt: skip
     """Rotary attention by hops from anchors, or by angles of eigenvectors."""
-    nodes, queries, size, axes = key.shape[2], query.shape[2], query.shape[-1], config.axes
+    nodes, size, axes = key.shape[2], query.shape[-1], config.axes
     hops = _hops(edges, nodes)
     if config.coordinates == "distance":
         hops = np.where(np.isinf(hops), -1, hops)
@@ -150,7 +150,7 @@ def graph_rope(
 
     def score(q: Array, k: Array) -> Array:
         scale = config.scale or size**-0.5
-        found: Array = scale * turned(q, place[nodes - queries :]) @ turned(k, place).swapaxes(2, 3)
+        found: Array = scale * turned(q, place) @ turned(k, place).swapaxes(2, 3)
         return found
 
     return _dense(query, key, value, mask, bias, config, score)
@@ -161,9 +161,7 @@ def graphormer_bias(
     bias: Array | None = None, config: Any, parameters: Parameters, edges: Array,
 ) -> Array:  # fmt: skip
     """Attention with a bias for the number of hops; without edge features."""
-    nodes, queries = key.shape[2], query.shape[2]
-    hops = _hops(edges, nodes)
-    bucket = np.minimum(hops, config.max_distance + 1).astype(int)[nodes - queries :]
+    bucket = np.minimum(_hops(edges, key.shape[2]), config.max_distance + 1).astype(int)
     own = parameters["distance"][:, bucket]
 
     def score(q: Array, k: Array) -> Array:
