@@ -55,7 +55,8 @@ class Polynomial:
             out += c[m + 1] * x
         if tape is not None:
             tape.append((x, x))
-        return out
+        result: Array = out
+        return result
 
     def pull(
         self, operator: Operator, tape: list[tuple[Array, Array]], gradient: Array

@@ -72,7 +72,7 @@ class Laplacian(Operator):
 
     def __init__(self, graph: KeyGraph, kind: LaplacianType) -> None:
         self.graph, self.kind = graph, kind
-        degrees = graph.degrees
+        degrees: Array = graph.degrees
         self._linked = (degrees > 0).astype(degrees.dtype)
         with np.errstate(divide="ignore"):
             self._inverse: Array = np.where(degrees > 0, 1 / degrees, degrees.dtype.type(0))
@@ -83,8 +83,10 @@ class Laplacian(Operator):
         if self.kind is LaplacianType.UNNORMALIZED:
             return self.graph.degrees * x - weigh(x)
         if self.kind is LaplacianType.RANDOM_WALK:
-            return self._linked * x - self._inverse * weigh(x)
-        return self._linked * x - self._root * weigh(self._root * x)
+            found: Array = self._linked * x - self._inverse * weigh(x)
+        else:
+            found = self._linked * x - self._root * weigh(self._root * x)
+        return found
 
     def apply_transposed(self, y: Array) -> Array:
         if self.kind is LaplacianType.RANDOM_WALK:

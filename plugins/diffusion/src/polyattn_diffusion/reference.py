@@ -30,7 +30,8 @@ def weights_of(key: Array, config: Any, neighbours: bool) -> Array:
         order = np.argsort(distances, axis=1, kind="stable")[:, : min(config.k, n - 1)]
         np.put_along_axis(near, order, True, axis=1)
         weights *= near | near.T
-    return weights
+    result: Array = weights
+    return result
 
 
 def laplacian_of(weights: Array, kind: str) -> Array:
@@ -41,8 +42,10 @@ def laplacian_of(weights: Array, kind: str) -> Array:
     inverse = np.divide(1, degrees, out=np.zeros_like(degrees), where=degrees > 0)
     linked = np.diag((degrees > 0).astype(float))
     if kind == "random-walk":
-        return linked - inverse[:, None] * weights
-    return linked - np.sqrt(inverse)[:, None] * weights * np.sqrt(inverse)
+        result: Array = linked - inverse[:, None] * weights
+        return result
+    result: Array = linked - np.sqrt(inverse)[:, None] * weights * np.sqrt(inverse)
+    return result
 
 
 def _attend(
@@ -87,18 +90,23 @@ def _heat(laplacian: Array, head: int, config: Any, parameters: Parameters) -> A
     if config.num_steps is not None:
         step = np.eye(len(laplacian)) - config.t / config.num_steps * laplacian
         return np.linalg.matrix_power(step, config.num_steps)
-    return scipy.linalg.expm(-config.t * laplacian)
+    result: Array = scipy.linalg.expm(-config.t * laplacian)
+    return result
 
 
 def _scales(laplacian: Array, head: int, config: Any, parameters: Parameters) -> Array:
     shares = scipy.special.softmax(parameters["scale_logits"][head])
     times = config.t * config.ratio ** np.arange(1.0 - config.scales, 1)
-    return sum(m * scipy.linalg.expm(-t * laplacian) for m, t in zip(shares, times, strict=True))
+    result: Array = sum(
+        m * scipy.linalg.expm(-t * laplacian) for m, t in zip(shares, times, strict=True)
+    )
+    return result
 
 
 def _page_rank(laplacian: Array, head: int, config: Any, parameters: Parameters) -> Array:
     eye, alpha = np.eye(len(laplacian)), config.alpha
-    return alpha * np.linalg.inv(alpha * eye + (1 - alpha) * laplacian)
+    result: Array = alpha * np.linalg.inv(alpha * eye + (1 - alpha) * laplacian)
+    return result
 
 
 def _polynomial(laplacian: Array, head: int, config: Any, parameters: Parameters) -> Array:
@@ -109,13 +117,15 @@ def _polynomial(laplacian: Array, head: int, config: Any, parameters: Parameters
     terms = [np.eye(len(x)), x]
     while len(terms) <= config.order:
         terms.append(2 * x @ terms[-1] - terms[-2])
-    return sum(c * t for c, t in zip(parameters["coefficients"][head], terms, strict=True))
+    result: Array = sum(c * t for c, t in zip(parameters["coefficients"][head], terms, strict=True))
+    return result
 
 
 def _cosine(laplacian: Array, head: int, config: Any, parameters: Parameters) -> Array:
     eigenvalues, vectors = np.linalg.eig(laplacian)
     root = np.sqrt(np.maximum(eigenvalues.real, 0))
-    return (vectors * np.cos(config.t * root) @ np.linalg.inv(vectors)).real
+    result: Array = (vectors * np.cos(config.t * root) @ np.linalg.inv(vectors)).real
+    return result
 
 
 diffusion = _spectral(_heat)
@@ -139,6 +149,7 @@ def advection_diffusion(
         rates = (1 + climb) * np.divide(
             weights, degrees, out=np.zeros_like(weights), where=degrees > 0
         )
-        return scipy.linalg.expm(config.t * (rates - np.diag(rates.sum(axis=1))))
+        result: Array = scipy.linalg.expm(config.t * (rates - np.diag(rates.sum(axis=1))))
+        return result
 
     return _attend(query, key, value, mask, bias, config, spread)

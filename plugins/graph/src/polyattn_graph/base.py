@@ -183,7 +183,7 @@ class EdgeMechanism(Mechanism):
             found["column_mass"] = _unflat(edges.sum_back(weights, ones), shape.batch)[..., 0]
         if "weights" in wanted:
             # Several edges between the same two add up.
-            whole = np.zeros((edges.queries, shape.keys, shape.heads), weights.dtype)
+            whole: Array = np.zeros((edges.queries, shape.keys, shape.heads), weights.dtype)
             np.add.at(whole, (edges.rows, edges.indices % shape.keys), weights)
             whole = whole.reshape(shape.batch, shape.queries, shape.keys, shape.heads)
             found["weights"] = np.ascontiguousarray(whole.transpose(0, 3, 1, 2))

@@ -88,7 +88,8 @@ def angles_of(coordinates: Array, size: int, base: float) -> Array:
     axes = coordinates.shape[-1]
     frequency = base ** (-np.arange(0, size // axes, 2) * axes / size)
     turned = coordinates[..., None, :] * frequency[:, None]
-    return turned.reshape(*coordinates.shape[:-1], size // 2)
+    result: Array = turned.reshape(*coordinates.shape[:-1], size // 2)
+    return result
 
 
 class GraphRope(StreamingMechanism):
