@@ -221,7 +221,9 @@ class NeighbourGraph(KeyGraph):
                     i, j = np.broadcast_to(i, found.shape)[found >= 0], found[found >= 0]
                     codes += [(offset + i) * keys + j, (offset + j) * keys + i]
         nodes = batch * heads * keys
-        code = np.unique(np.concatenate(codes)) if codes else np.zeros(0, np.int64)
+        code = np.concatenate(codes) if codes else np.zeros(0, np.int64)
+        code.sort()
+        code = code[np.diff(code, prepend=-1) > 0]
         row, column = np.divmod(code, keys)
         counts = np.bincount(row, minlength=nodes)
         indptr = np.concatenate([[0], np.cumsum(counts)])

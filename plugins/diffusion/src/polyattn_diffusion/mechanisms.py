@@ -295,8 +295,8 @@ class AdvectionDiffusion(KeyGraphMechanism):
     >>> for drift in (0.0, 3.0):
     ...     attention.parameters.update({"drift": np.array([[drift]])})
     ...     print(attention([0.0], line, np.eye(5)).round(2))
-    [0.15 0.23 0.25 0.23 0.15]
-    [0.05 0.1  0.16 0.25 0.44]
+    [0.13 0.25 0.24 0.25 0.13]
+    [0.01 0.05 0.12 0.3  0.52]
     """
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:

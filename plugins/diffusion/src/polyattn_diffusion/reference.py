@@ -42,10 +42,8 @@ def laplacian_of(weights: Array, kind: str) -> Array:
     inverse = np.divide(1, degrees, out=np.zeros_like(degrees), where=degrees > 0)
     linked = np.diag((degrees > 0).astype(float))
     if kind == "random-walk":
-        result: Array = linked - inverse[:, None] * weights
-        return result
-    result: Array = linked - np.sqrt(inverse)[:, None] * weights * np.sqrt(inverse)
-    return result
+        return np.asarray(linked - inverse[:, None] * weights)
+    return np.asarray(linked - np.sqrt(inverse)[:, None] * weights * np.sqrt(inverse))
 
 
 def _attend(

@@ -177,7 +177,7 @@ class GraphormerBias(StreamingMechanism):
     --------
     >>> import numpy as np, polyattn as pa
     >>> layer = pa.create("graphormer-bias", dim=1, max_distance=2)
-    >>> layer.parameters.update({"distance": [[0.0, -1.0, -2.0, -np.inf]]})
+    >>> layer.parameters.update({"distance": [[0.0, -1.0, -2.0, -50.0]]})
     >>> path = np.array([[0, 1, 2], [1, 2, 3]])
     >>> layer(np.zeros((4, 1)), np.zeros((4, 1)), np.eye(4), edges=path)[0].round(3)
     array([0.665, 0.245, 0.09 , 0.   ])

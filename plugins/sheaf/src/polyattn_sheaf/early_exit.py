@@ -32,9 +32,9 @@ class EarlyExit(Mechanism):
     no longer computed: :meth:`steps` says after how many steps each did. Values are as wide as
     queries. The maps are parameters as in :class:`polyattn_sheaf.mechanisms.Sheaf`.
 
-    O(Σ steps · n (stalk + d)) time; O(n d) memory and the weights of the queries of a head at
-    once, and of all steps for gradients. Gradients are by query, key, value and maps, through the steps that
-    were taken; where a query exits is not differentiated through. Masks are padding masks.
+    O(Σ steps · n (stalk + d)) time; O(n d) memory and the weights of the queries of a head at once,
+    and of all steps for gradients. Gradients are by query, key, value and maps, through the steps
+    that were taken; where a query exits is not differentiated through. Masks are padding masks.
 
     References
     ----------
@@ -76,7 +76,7 @@ class EarlyExit(Mechanism):
         maps = self.parameters["query_map"].astype(call.dtype)
         visible = None if call.mask is None else call.mask.dense(shape)[:, :, 0]
         out = call.query.copy()
-        taken = np.zeros(shape.heads and out.shape[:3], np.int64)
+        taken = np.zeros(out.shape[:3], np.int64)
         for b in range(shape.batch):
             for h in range(shape.heads):
                 k, v = keys[b, h // group], call.value[b, h // group]

@@ -85,6 +85,12 @@ def polyattn_conformance_cases() -> Iterator[ConformanceCase]:
     """As they are by default, and with a stalk of another width."""
     yield ConformanceCase(mechanism="sheaf")
     yield ConformanceCase(mechanism="sheaf", name="narrow", options={"stalk": 3, "beta": 0.2})
-    yield ConformanceCase(mechanism="residual-sparse", options={"threshold": 2.0})
+    yield ConformanceCase(
+        mechanism="residual-sparse",
+        options={"threshold": 2.0},
+        expected_failures={
+            "check_empty_rows": "a query that agrees with all it sees attends to nothing either"
+        },
+    )
     # Without exits within reach, which make outputs jump.
     yield ConformanceCase(mechanism="early-exit", options={"max_steps": 4, "tolerance": 0.0})
