@@ -192,12 +192,12 @@ def test_rotary_positions_are_isometries(create: Create) -> None:
 
 @pytest.mark.parametrize("name", ["hyperbolic", "mixed-curvature"])
 def test_every_option_matters(create: Create, name: str) -> None:
-    x = np.random.default_rng(7).standard_normal((6, 8))
-    base = create(name, dim=8)(x)
+    x = np.random.default_rng(7).standard_normal((6, 16))
+    base = create(name, dim=16)(x)
     changes: list[dict[str, Any]] = [{"scale": 1.0}, {"beta": 3.0}, {"coordinates": "ball"}]
     if name == "hyperbolic":
         changes += [{"curvature": -4.0}, {"aggregation": "average"}]
     else:
-        changes += [{"curvature_h": -4.0}, {"curvature_s": 4.0}, {"hyperbolic_dim": 8}]
+        changes += [{"curvature_h": -4.0}, {"curvature_s": 4.0}, {"hyperbolic_dim": 16}]
     for change in changes:
-        assert not np.allclose(create(name, dim=8, **change)(x), base), change
+        assert not np.allclose(create(name, dim=16, **change)(x), base), change

@@ -111,8 +111,8 @@ class Chart:
         ratio = np.where(r > 0, new / np.where(r > 0, r, 1), wide * by_z)
         return Profile(ratio, np.where(inside, wide * by_z, 0), {"root": np.where(inside, by_z, 0)})
 
-    def drop(self, spatial: Array, root: Array) -> tuple[Array, LiftPullback]:
-        """The coordinates of points X: the inverse of `lift`."""
+    def drop(self, spatial: Array, length: Array, root: Array) -> tuple[Array, LiftPullback]:
+        """The coordinates of points X, whose lengths are known: the inverse of `lift`."""
         wide = root[:, None]
 
         def profile(m: Array) -> Profile:
@@ -126,10 +126,9 @@ class Chart:
             ratio = np.where(m > 0, new / np.where(m > 0, m, 1), by_m) / wide
             return Profile(ratio, by_m / wide, {"root": -ratio / wide})
 
-        result, pull = radial(spatial, profile)
+        result, pull = radial(spatial, profile, length)
         if self.coordinates != "hyperboloid":
             return result, lambda gradient: _rooted(pull(gradient))
-        length = lengths(spatial)
         time = np.sqrt(1 + np.square(length)) / wide
 
         def pullback(gradient: Array) -> tuple[Array, Array]:
@@ -152,7 +151,7 @@ def lift_with_time(chart: Chart, array: Array, r: Array, root: Array) -> tuple[A
     size = array.shape[-1] + (chart.coordinates != "hyperboloid")
     whole = np.empty((*array.shape[:-1], size), array.dtype)
     spatial, pull = chart.lift(array, r, root, whole[..., 1:])
-    whole[..., 0] = np.sqrt(1 + np.square(lengths(spatial)))
+    whole[..., 0] = np.cosh(chart.radius(r, root))
 
     def pullback(gradient: Array) -> tuple[Array, Array]:
         # Vectors without a gradient get none, finite or not.
@@ -164,18 +163,22 @@ def lift_with_time(chart: Chart, array: Array, r: Array, root: Array) -> tuple[A
     return whole, pullback
 
 
-def centroid(mean: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """The point above a weighted mean of points (time, X); 0 where there are none.
+def centroid(mean: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """The point above a weighted mean of points (time, X), its length, and a pullback.
+
+    Where there are no points it is 0.
 
     Scaled to the hyperboloid the mean is the Lorentzian centroid; its shadow on the Klein disc,
     X/time, is the Einstein midpoint: the same point.
     """
     time, spatial = mean[..., :1].astype(np.float64), mean[..., 1:]
-    square = np.square(time) - np.square(lengths(spatial))[..., None]
+    length = lengths(spatial)[..., None]
+    square = np.square(time) - np.square(length)
     # Rounding may leave the cone where all points are far out in one direction.
     square = np.maximum(square, np.finfo(mean.dtype).eps * np.square(time))
     factor = np.where(time > 0, 1 / np.sqrt(np.where(time > 0, square, 1)), 0)
-    factor = np.where(np.isnan(time), np.nan, factor).astype(mean.dtype)
+    exact = np.where(np.isnan(time), np.nan, factor)
+    factor = exact.astype(mean.dtype)
     point = factor * spatial
 
     def pullback(gradient: Array) -> Array:
@@ -184,4 +187,4 @@ def centroid(mean: Array) -> tuple[Array, Callable[[Array], Array]]:
             (-along * mean[..., :1], factor * gradient + along * spatial), axis=-1
         )
 
-    return point, pullback
+    return point, (exact * length)[..., 0], pullback

@@ -155,8 +155,8 @@ class HyperbolicSpace(Lifting):
         whole, pull = lift_with_time(chart, value, r, own)
 
         def finish(mean: Array) -> Any:
-            point, pull_point = centroid(mean)
-            output, pull_output = chart.drop(point, np.repeat(own, group))
+            point, length, pull_point = centroid(mean)
+            output, pull_output = chart.drop(point, length, np.repeat(own, group))
 
             def pullback(gradient: Array) -> tuple[Array, dict[str, Array]]:
                 d_point, d_root = pull_output(gradient)
