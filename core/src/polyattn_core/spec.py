@@ -147,6 +147,8 @@ class MechanismSpec(EntrySpec):
     formula: str = ""
     """The rule in one line of Unicode mathematics."""
     capabilities: Capabilities = field(default_factory=Capabilities)
+    leading: tuple[str, ...] = ("heads",)
+    """Options that its builder takes by position, after `dim`."""
     sharpness: str = ""
     """The option that sharpens its weights (a scale, an inverse width); tuned by `compare`."""
     kind: str = "mechanism"

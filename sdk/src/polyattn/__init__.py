@@ -10,6 +10,11 @@
 ==================  ==========================================================================
 ``create``          a mechanism by name, with its options checked
 ``attend``          the same, called once
+``flash(1024)`` …   a builder of each mechanism: ``flash(1024).heads(16).causal().build()``
+``builder``         the same by name, for plugins too
+``AttentionPipeline``  attention with norms, residuals, feed-forward layers around it
+``encoder_block``   one of the transformer's; ``decoder_block``, ``load_torch_layer``
+``recommend``       a mechanism for some data, and why
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
 ``register``        adds a mechanism of your own; ``prefer`` settles clashes of names
@@ -41,6 +46,7 @@ from polyattn_registry import (
     register,
     spec,
 )
+from polyattn_registry.first_party import RESERVED_NAMES
 
 from ._attend import attend, refresh
 
@@ -56,10 +62,18 @@ if TYPE_CHECKING:
         SideInput,
     )
 
+    from . import builders
+    from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
+    from .builders import Builder, builder
+    from .pipeline import AttentionPipeline, decoder_block, encoder_block, load_torch_layer
+    from .report import recommend
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Attention",
+    "AttentionPipeline",
+    "Builder",
     "Capabilities",
     "EntrySpec",
     "MechanismSpec",
@@ -67,16 +81,22 @@ __all__ = [
     "SideInput",
     "attend",
     "available",
+    "builder",
+    "builders",
     "config_schema",
     "create",
+    "decoder_block",
     "diagnostics",
+    "encoder_block",
     "errors",
+    "load_torch_layer",
     "masks",
     "plugins",
     "positions",
     "prefer",
     "preset",
     "presets",
+    "recommend",
     "refresh",
     "register",
     "score_rule",
@@ -86,14 +106,23 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "Attention": "polyattn_core.mechanism:Attention",
+    "AttentionPipeline": "polyattn.pipeline:AttentionPipeline",
+    "Builder": "polyattn.builders:Builder",
     "Capabilities": "polyattn_core.spec:Capabilities",
     "EntrySpec": "polyattn_core.spec:EntrySpec",
     "MechanismSpec": "polyattn_core.spec:MechanismSpec",
     "PresetSpec": "polyattn_core.spec:PresetSpec",
     "SideInput": "polyattn_core.spec:SideInput",
+    "builder": "polyattn.builders:builder",
+    "builders": "polyattn.builders",
+    "decoder_block": "polyattn.pipeline:decoder_block",
     "diagnostics": "polyattn_core.diagnostics",
+    "encoder_block": "polyattn.pipeline:encoder_block",
+    "load_torch_layer": "polyattn.pipeline:load_torch_layer",
     "masks": "polyattn_core.masks",
+    "pipeline": "polyattn.pipeline",
     "positions": "polyattn_core.positions",
+    "recommend": "polyattn.report:recommend",
     "score_rule": "polyattn_core.simd.rules:score_rule",
     "squared_norm": "polyattn_core.simd.rules:squared_norm",
 }
@@ -101,6 +130,10 @@ _ON_FIRST_USE = {
 
 def __getattr__(name: str) -> Any:
     reference = _ON_FIRST_USE.get(name)
+    if reference is None and name.replace("_", "-") in RESERVED_NAMES:
+        from . import builders
+
+        return getattr(builders, name)  # not kept: what is installed may change
     if reference is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = reference.partition(":")
@@ -112,4 +145,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    from . import builders
+
+    short = (name.replace("_", "-") for name in dir(builders))
+    own = {name.replace("-", "_") for name in short if name in RESERVED_NAMES}
+    return sorted({*globals(), *__all__, *own})

@@ -18,6 +18,7 @@
 ``decode``        the kernel for few queries and many keys
 ``weights``       weights, entropy and column mass, recomputed tile by tile
 ``backward``      gradients by recomputation
+``edges``         sums, products and soft-max over the edges of sparse graphs
 ``threads``       work sharing between threads
 ``engine``        the front of them all: allocates, chooses a kernel, merges chunks
 ================  ===================================================================

@@ -14,10 +14,11 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import target
-from .jit import Kernel, inline
+from .jit import Kernel, embed
 from .masking import PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
+    COMPONENT_COUNT,
     ENTMAX15,
     SPARSEMAX,
     Problem,
@@ -28,6 +29,7 @@ from .scores import (
     take_task,
 )
 from .transpose import transpose_operations
+from .vector import hold, raw
 
 _NEWTON_STEPS = 100  # never reached: sparsemax ends after finitely many, entmax quadratically
 
@@ -67,12 +69,13 @@ def panel_kernel(dtype: str) -> Kernel:
     tolerance = number(np.finfo(dtype).eps)
     bit_count = 8 * np.dtype(dtype).itemsize
     scores_of = score_operations(dtype)
-    pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    pack_query, pack_rows = scores_of.pack_query, scores_of.pack_rows
+    score_tile = scores_of.score_tile
     lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     drop, accumulate, visible_keys = scores_of.drop, scores_of.accumulate, scores_of.visible_keys
 
-    @inline
-    def solve_threshold(scratch, panel, count, most, threshold, total, moment, squared):  # type: ignore[no-untyped-def]
+    @embed
+    def solve_threshold(scratch, panel, count, nq, most, threshold, total, moment, squared):  # type: ignore[no-untyped-def]
         """Newton steps from the left, where they rise monotonically to the root.
 
         Scores are relative to their maximum, so that thresholds lie between −1 and 0 and lose no
@@ -97,7 +100,7 @@ def panel_kernel(dtype: str) -> Kernel:
                         scratch[total + j] += above
                         scratch[moment + j] += one if above > zero else zero
             moving = False
-            for j in range(wide):
+            for j in range(nq):
                 if scratch[most + j] == lowest:
                     continue
                 step = (scratch[total + j] - one) / scratch[moment + j]
@@ -107,8 +110,8 @@ def panel_kernel(dtype: str) -> Kernel:
             if not moving:
                 break
 
-    @inline
-    def solve_rank(scratch, panel, count, k, threshold, low, high):  # type: ignore[no-untyped-def]
+    @embed
+    def solve_rank(scratch, panel, count, k, threshold, low, high, counts):  # type: ignore[no-untyped-def]
         """The k-th largest score, by bisection over the ordered whole numbers of floats."""
         for j in range(wide):
             low[j] = ordered_lowest
@@ -118,7 +121,8 @@ def panel_kernel(dtype: str) -> Kernel:
                 # Rounded up; written so that it cannot overflow.
                 middle = (low[j] & high[j]) + ((low[j] ^ high[j]) >> 1) + ((low[j] ^ high[j]) & 1)
                 scratch[threshold + j] = _ordered(bits(middle))
-            counts = np.zeros(wide, bits)
+            for j in range(wide):
+                counts[j] = bits(0)
             for i in range(count):
                 at = panel + i * wide
                 for j in range(wide):
@@ -147,22 +151,27 @@ def panel_kernel(dtype: str) -> Kernel:
         total = batches * heads * blocks
         normaliser = plan[0]
 
-        length = (size + keys + value_size + 8 + rows.shape[0]) * wide + deep * value_size
-        scratch = np.empty(length + 64, number)
-        packed = aligned_start(scratch)
+        parts = deep if plan[COMPONENT_COUNT] > 1 else 0
+        length = (size + keys + parts + value_size + 8 + rows.shape[0]) * wide
+        length += deep * value_size
+        memory = np.empty(length + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         panel = packed + size * wide
-        output = panel + keys * wide
+        part = panel + keys * wide
+        output = part + parts * wide
         most = output + value_size * wide
         dummy, threshold, sums = most + wide, most + 2 * wide, most + 3 * wide
         ones, moment = most + 4 * wide, most + 5 * wide
         rowed = most + 8 * wide
         safe = rowed + rows.shape[0] * wide
-        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
-        low = np.empty(wide, bits)
-        high = np.empty(wide, bits)
+        octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
+        rank_memory = np.empty(3 * wide, bits)
+        low, high = raw(rank_memory), raw(rank_memory[wide:])
+        counts = raw(rank_memory[2 * wide :])
 
         while True:
             task = take_task(counter)
@@ -172,7 +181,7 @@ def panel_kernel(dtype: str) -> Kernel:
             h = task // blocks % heads
             q0 = (blocks - 1 - task % blocks) * wide
             nq = min(wide, queries - q0)
-            pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+            pack_query(p, b, h, q0, nq, scratch, packed)
             pack_rows(rows, b, h, q0, nq, scratch, rowed)
             start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
             stop = max(stop, start)
@@ -180,8 +189,8 @@ def panel_kernel(dtype: str) -> Kernel:
             for k0 in range(start, stop, deep):
                 nk = min(deep, stop - k0)
                 score_tile(
-                    p, b, h, q0, nq, k0, nk, scratch, packed, panel + (k0 - start) * wide, dummy,
-                    rowed, -1, place, stack, seen, meta, True,
+                    p, b, h, q0, nq, k0, nk, scratch, packed, panel + (k0 - start) * wide, part,
+                    dummy, rowed, -1, place, stack, seen, meta, True,
                 )  # fmt: skip
             for j in range(wide):
                 scratch[most + j] = lowest
@@ -200,7 +209,15 @@ def panel_kernel(dtype: str) -> Kernel:
                         if scratch[most + j] != lowest:
                             scratch[at + j] -= scratch[most + j]
                 solve_threshold(
-                    scratch, panel, count, most, threshold, sums, moment, normaliser == ENTMAX15
+                    scratch,
+                    panel,
+                    count,
+                    nq,
+                    most,
+                    threshold,
+                    sums,
+                    moment,
+                    normaliser == ENTMAX15,
                 )
                 for i in range(count):
                     at = panel + i * wide
@@ -214,7 +231,7 @@ def panel_kernel(dtype: str) -> Kernel:
                             # max(NaN, 0) would hide a score that is not a number.
                             scratch[at + j] = zero if weight < zero else weight
             else:
-                solve_rank(scratch, panel, count, plan[6], threshold, low, high)
+                solve_rank(scratch, panel, count, plan[6], threshold, low, high, counts)
                 for j in range(wide):
                     if scratch[most + j] == lowest:
                         scratch[most + j] = zero
@@ -252,6 +269,7 @@ def panel_kernel(dtype: str) -> Kernel:
                         log_denominator[b, h, q0 + j] += np.log(scratch[sums + j])
                 scratch[ones + j] = factor
             lanes_to_rows(scratch, output, ones, out, b, h, q0, nq)
+        hold(memory, octet_memory, integer_memory, rank_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

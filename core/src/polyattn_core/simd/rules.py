@@ -545,7 +545,10 @@ class ScoreRule:
             jitted = numba.njit(**OPTIONS)(python)
 
             def call(**inputs: Any) -> list[Any]:
-                given = {**{short: positions[_WORDS[at]] for short, at in POSITIONS.items()}, **inputs}
+                given = {
+                    **{short: positions[_WORDS[at]] for short, at in POSITIONS.items()},
+                    **inputs,
+                }
                 columns = np.broadcast_arrays(*(given[name] for name in self.arguments))
                 lines = [jitted(*line) for line in zip(*(c.ravel() for c in columns), strict=True)]
                 return list(np.array(lines, np.float64).reshape(len(lines), -1).T)

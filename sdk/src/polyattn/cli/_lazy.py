@@ -39,12 +39,20 @@ ENTRIES = (
     Entry(
         "compare", _WORK, "Compare mechanisms on a data set.", "polyattn.compare.command:compare"
     ),
+    Entry(
+        "report", _WORK, "Say how healthy attention is on a data set, and which mechanism to take.",
+        "polyattn.report.command:report",
+    ),
     Entry("plugins", _KEEP, "List installed plugins.", "polyattn.cli.checking:plugins"),
     Entry(
         "doctor", _KEEP, "Check the installation: versions, processor, cache, plugins.",
         "polyattn.cli.checking:doctor",
     ),
     Entry("warmup", _KEEP, "Compile kernels ahead of their use.", "polyattn.cli.compiling:warmup"),
+    Entry(
+        "stubs", _KEEP, "Write type stubs of builders, for editors and type checkers.",
+        "polyattn.cli.stubs:stubs",
+    ),
     Entry("cache", _KEEP, "Look after compiled kernels.", "polyattn.cli.compiling:cache"),
 )  # fmt: skip
 
