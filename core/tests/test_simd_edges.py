@@ -49,9 +49,7 @@ def test_sums_and_products(normal: Any, shape: tuple[int, int, float]) -> None:
     np.testing.assert_allclose(found, expected, rtol=close, atol=10 * close)
     sums = np.zeros_like(other)
     np.add.at(sums, edges.rows, weights[..., None] * ends)
-    np.testing.assert_allclose(
-        edges.sum(weights, value, extra), sums, rtol=close, atol=10 * close
-    )
+    np.testing.assert_allclose(edges.sum(weights, value, extra), sums, rtol=close, atol=10 * close)
 
 
 def test_softmax(normal: Any) -> None:

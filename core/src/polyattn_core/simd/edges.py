@@ -38,9 +38,7 @@ def edge_kernels(dtype: str) -> SimpleNamespace:
     number = np.dtype(dtype).type
     zero, one, lowest = number(0), number(1), number(-np.inf)
 
-    def weighted_sum(
-        indptr, indices, order, weights, value, edge_value, out, counter
-    ):  # type: ignore[no-untyped-def]
+    def weighted_sum(indptr, indices, order, weights, value, edge_value, out, counter):  # type: ignore[no-untyped-def]
         rows, heads, size = out.shape
         while True:
             first = take_task(counter) * BLOCK
@@ -79,9 +77,7 @@ def edge_kernels(dtype: str) -> SimpleNamespace:
                                 total += left[i, h, d] * edge[e, h, d]
                         out[e, h] = total
 
-    def additive(
-        indptr, indices, left, right, edge, attention, slope, out, counter
-    ):  # type: ignore[no-untyped-def]
+    def additive(indptr, indices, left, right, edge, attention, slope, out, counter):  # type: ignore[no-untyped-def]
         rows, heads, size = left.shape
         while True:
             first = take_task(counter) * BLOCK
@@ -211,9 +207,7 @@ class Edges:
         Threads to use; all by default.
     """
 
-    def __init__(
-        self, indptr: Array, indices: Array, keys: int, limit: int | None = None
-    ) -> None:
+    def __init__(self, indptr: Array, indices: Array, keys: int, limit: int | None = None) -> None:
         self.indptr = np.ascontiguousarray(indptr, np.int64)
         self.indices = np.ascontiguousarray(indices, np.int64)
         self.queries, self.keys, self.limit = len(self.indptr) - 1, keys, limit
