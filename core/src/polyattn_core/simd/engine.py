@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import masking, target, threads
+from . import decoding, masking, target, threads
 from .backward import backward_kernel
-from .decode import decode_kernel
 from .forward import forward_kernel
-from .jit import Kernel
 from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
 from .rules import EncodedRules, ScoreRule, Statistic, encode_rules
@@ -33,7 +31,6 @@ NORMALISERS = {
 _PANEL = (SPARSEMAX, ENTMAX15, TOP_K)
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
 _FEW_ROWS = 8  # query rows of a key head up to which each row by itself is faster than a tile
-_DECODE_BLOCK = 256  # keys
 _LEAST_CHUNK = 512  # keys, below which a chunk is not worth its merge
 _BIAS_SLOTS = 1 << 26  # bytes that separate sums of the bias gradient may take
 
@@ -184,13 +181,12 @@ def forward(request: Request) -> State:
     batch, heads, queries = query.shape[:3]
     workers = _threads(request)
     tasks = batch * heads * -(-queries // target.tile(dtype).queries)
-    if request.normaliser == SOFTMAX and not request.rules and request.seed < 0:
+    if request.normaliser == SOFTMAX and request.key.shape[2] >= _LEAST_CHUNK:
         shared = heads // request.key.shape[1] * queries
-        plain = request.bias is None and request.relative is None
-        if plain and shared <= _FEW_ROWS and request.key.shape[2] >= _LEAST_CHUNK:
-            return _forward_in_chunks(request, batch * request.key.shape[1], workers, decode_kernel)
+        if shared <= _FEW_ROWS and request.seed < 0 and decoding.supports(request.rules):
+            return _decode(request)
     if workers > 1 and tasks < workers and request.normaliser == SOFTMAX:
-        return _forward_in_chunks(request, tasks, workers, forward_kernel)
+        return _forward_in_chunks(request, tasks, workers)
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
     first = np.zeros((batch, heads, queries), dtype)
@@ -203,10 +199,23 @@ def forward(request: Request) -> State:
     return State(out, first, second)
 
 
-def _forward_in_chunks(
-    request: Request, tasks: int, workers: int, make: Callable[[str], Kernel]
-) -> State:
-    """Few queries, many keys: chunks of the keys apart from each other, then one merge."""
+def _decode(request: Request) -> State:
+    """Few queries, many keys: each row by itself."""
+    bias = request.bias
+    total = request.mask_keys or request.key.shape[2]
+    if request.relative is not None:
+        bias = _by_distance(request.relative[None], request.query.shape[2], total)
+    scores = decoding.Scores(
+        request.scale, (request.rules,), (request.mask,), bias, request.bias_batch,
+        sink=request.sink,
+    )  # fmt: skip
+    stored = decoding.contiguous(request.key, request.value, request.key_start, total)
+    out, logs = decoding.attend(request.query, stored, scores, request.threads)
+    return State(out, logs, np.zeros_like(logs))
+
+
+def _forward_in_chunks(request: Request, tasks: int, workers: int) -> State:
+    """Few blocks of queries, many keys: chunks of these apart from each other, then one merge."""
     query = request.query
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
@@ -218,14 +227,8 @@ def _forward_in_chunks(
     logs = np.empty((chunks * batch, heads, queries), dtype)
     arguments = _arguments(replace(request, sink=None))
     arguments[4][12] = chunks
-    results: tuple[Array, ...] = (parts, logs)
-    if make is decode_kernel:
-        arguments[4][11] = _DECODE_BLOCK
-    else:
-        results = (parts, logs, np.empty_like(logs))
-    threads.run(make(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
-    if chunks == 1 and request.sink is None:
-        return State(parts, logs, np.zeros_like(logs))
+    results = (parts, logs, np.empty_like(logs))
+    threads.run(forward_kernel(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
     parts = parts.reshape(chunks, batch, *parts.shape[1:])
     logs = logs.reshape(chunks, batch, heads, queries)
     most = logs.max(axis=0)
