@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from .arrays import Array
+from .cached import CachedCall, widened
 from .config import AttentionConfig
 from .errors import ArgumentError
 from .masks import Mask
@@ -139,6 +140,11 @@ class StreamingMechanism(Mechanism):
         state = engine.forward(request)
         return PartialState(state.out, state.first, sink)
 
+    def _cached(self, call: CachedCall) -> PartialState:
+        from .stored import attend_stored
+
+        return attend_stored(self, call) or widened(self, call, whole=False)
+
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         from .simd import engine
 
@@ -218,6 +224,8 @@ class StreamingMechanism(Mechanism):
 
     def _rotate(self, call: Call, query: Array, key: Array, undo: Any) -> tuple[Array, Array, Any]:
         rope = self.config.position
+        if call.query_rotation is not None:
+            return rotate(query, call.query_rotation, rope), key, undo
         own = np.arange(call.shape.queries) + call.shape.keys - call.shape.queries
         theirs = np.arange(key.shape[-2]) + call.key_start
 
