@@ -118,7 +118,8 @@ def _shared(cache: Cache, own: Integers) -> Integers:
 def _check(mechanism: Mechanism, cache: object, query: Array) -> None:
     config = mechanism.config
     if not isinstance(cache, Cache):
-        raise ArgumentError("caches", cache, "a KVCache, RingCache or PagedCache")
+        what = f"a {type(cache).__name__}"
+        raise ArgumentError("caches", what, "a KVCache, RingCache or PagedCache")
     if query.ndim < 3 or query.shape[-3] != config.heads or query.shape[-1] != config.head_dim:
         raise ShapeError(
             "query", query.shape, f"(..., {config.heads}, queries, {config.head_dim}), as the "

@@ -56,7 +56,7 @@ class Cache(ABC):
         ===================  ==================================================
         float32, float64     0
         float16              \\|x\\|·2⁻¹¹ + 2⁻²⁵; numbers beyond 65504 are refused
-        bfloat16             \\|x\\|·2⁻⁹
+        bfloat16             \\|x\\|·2⁻⁸
         int8                 m/254 where m is the largest \\|number\\| of its group
         int4                 m/14
         ===================  ==================================================
@@ -159,7 +159,10 @@ class Cache(ABC):
         count = len(self.lengths)
         if sequences is None:
             return np.arange(count)
-        given = [sequences] if isinstance(sequences, int | np.integer) else list(sequences)
+        if isinstance(sequences, Iterable):
+            given = list(sequences)
+        else:
+            given = [sequences]
         for sequence in given:
             whole("sequences", sequence, 0, count - 1)
         if len(set(given)) != len(given):
