@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import Array, as_array, canonical, compute_dtype, dtype_name
-from .caches import Cache
+from .caches import Cache, KVCache, PagedCache
 from .caches.base import Integers, Part, Sequences
 from .errors import ArgumentError, DTypeError, MaskError, ShapeError
 from .masks import Mask, MaskShape
@@ -60,6 +60,11 @@ def attend_cached(
         raise ArgumentError("caches", "none", "at least one cache")
     for cache in caches:
         _check(mechanism, cache, query)
+    if getattr(mechanism.config, "reproducible", False):
+        if len(caches) > 1 or not isinstance(caches[0], KVCache | PagedCache):
+            what = ", ".join(type(cache).__name__ for cache in caches)
+            accepted = "one KVCache or PagedCache with reproducible=True: others merge parts"
+            raise ArgumentError("caches", what, accepted)
     own = caches[-1].chosen(sequences)
     chosen = [*(_shared(cache, own) for cache in caches[:-1]), own]
     lead = query.shape[:-3]

@@ -46,6 +46,8 @@ class StreamingConfig(AttentionConfig):
     """Probability to drop a weight while training."""
     softcap: float | None = Field(default=None, gt=0)
     """Cap scores softly: softcap · tanh(score / softcap)."""
+    reproducible: bool = False
+    """The same bits whatever the batch, the threads, and how queries are divided into calls."""
     position: Position | None = None
     """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
 
@@ -143,6 +145,8 @@ class StreamingMechanism(Mechanism):
     def _cached(self, call: CachedCall) -> PartialState:
         from .stored import attend_stored
 
+        if self.config.reproducible:
+            return widened(self, call, whole=True)
         return attend_stored(self, call) or widened(self, call, whole=False)
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
@@ -193,6 +197,7 @@ class StreamingMechanism(Mechanism):
         request.top = self._top(call)
         request.epsilon = self._epsilon()
         request.block = self._block()
+        request.reproducible = self.config.reproducible
         if call.seed is not None:
             request.seed, request.keep = call.seed, 1 - config.dropout
         if isinstance(config.position, T5Bias):

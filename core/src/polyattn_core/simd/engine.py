@@ -63,6 +63,8 @@ class Request:
     block: int = 64
     """Keys of a tile."""
     threads: int | None = None
+    reproducible: bool = False
+    """The same bits for any threads, batch and division into calls: nothing is split by keys."""
     encoded: EncodedRules | None = field(default=None)
 
 
@@ -117,6 +119,8 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     if mask.depth:
         code = masking.interpreter()
         plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
+        if request.reproducible:
+            plan[8] = masking.every_key().address
     numbers = np.array((request.scale, request.keep, request.epsilon, 0.0), dtype)
     table, parameters, rows, columns = (
         no_rules,
@@ -181,11 +185,12 @@ def forward(request: Request) -> State:
     batch, heads, queries = query.shape[:3]
     workers = _threads(request)
     tasks = batch * heads * -(-queries // target.tile(dtype).queries)
-    if request.normaliser == SOFTMAX and request.key.shape[2] >= _LEAST_CHUNK:
+    by_keys = request.normaliser == SOFTMAX and not request.reproducible
+    if by_keys and request.key.shape[2] >= _LEAST_CHUNK:
         shared = heads // request.key.shape[1] * queries
         if shared <= _FEW_ROWS and request.seed < 0 and decoding.supports(request.rules):
             return _decode(request)
-    if workers > 1 and tasks < workers and request.normaliser == SOFTMAX:
+    if tasks < workers and by_keys:
         return _forward_in_chunks(request, tasks, workers)
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
@@ -277,7 +282,8 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
     workers = _threads(request)
     units = batch * key_heads
-    chunks = 1 if workers == 1 or units >= 2 * workers else -(-2 * workers // units)
+    whole = request.reproducible or workers == 1 or units >= 2 * workers
+    chunks = 1 if whole else -(-2 * workers // units)
     units *= chunks
     arguments = _arguments(request, backward=True)
     rows, columns = arguments[7], arguments[8]
