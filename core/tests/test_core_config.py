@@ -66,9 +66,9 @@ ROPE = "kind, base, interleaved, size, factor"
         ({"zzz": None}, "zzz", f"got None; expected one of the options of acme/one: {OPTIONS}"),
         ({"window": ...}, "window", "got nothing; expected a value: acme/one requires it"),
         # Bounds and types
-        ({"dim": 0}, "dim", "got 0; expected greater than or equal to 1"),
-        ({"window": 65}, "window", "got 65; expected less than or equal to 64"),
-        ({"dropout": 1.0}, "dropout", "got 1.0; expected less than 1"),
+        ({"dim": 0}, "dim", "got 0; expected at least 1 and at most 1048576"),
+        ({"window": 65}, "window", "got 65; expected at least 2 and at most 64"),
+        ({"dropout": 1.0}, "dropout", "got 1.0; expected at least 0 and less than 1"),
         ({"scale": 0}, "scale", "got 0; expected greater than 0"),
         ({"scale": float("inf")}, "scale", "got inf; expected a finite number"),
         ({"scale": float("nan")}, "scale", "got nan; expected a finite number"),
@@ -95,7 +95,7 @@ ROPE = "kind, base, interleaved, size, factor"
             "sizes.1",
             "got x; expected a valid integer, unable to parse string as an integer",
         ),
-        ({"inner": {"width": 0}}, "inner.width", "got 0; expected greater than or equal to 1"),
+        ({"inner": {"width": 0}}, "inner.width", "got 0; expected at least 1"),
         (
             {"inner": {"wdth": 2}},
             "inner.wdth",

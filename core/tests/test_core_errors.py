@@ -18,6 +18,11 @@ EXAMPLES: list[tuple[PolyattnError, str, tuple[type[Exception], ...]]] = [
         (ValueError,),
     ),
     (
+        errors.UnknownOptionError("jitter", "an option", "one of dim, heads"),
+        "jitter: got an option; expected one of dim, heads",
+        (ValueError, AttributeError, errors.ConfigError),
+    ),
+    (
         errors.ShapeError("key", (2, 3), "head size 4"),
         "key: got (2, 3); expected head size 4",
         (ValueError, errors.ArgumentError),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +208,18 @@ def test_mask_kinds_are_those_of_the_masks() -> None:
         if isinstance(value, type) and issubclass(value, masks.Mask) and value.kind
     }
     assert defined == set(spec.MASK_KINDS)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_literals_with_options_can_be_copied(copied: Callable[[Any], Any]) -> None:
+    preset = PresetSpec(
+        name="base", family="acme", summary="…", mechanism="one", options={"dim": 8}
+    )
+    case = ConformanceCase(mechanism="one", options={"dim": 8}, expected_failures={"check_x": "…"})
+    for literal in (preset, case):
+        again = copied(literal)
+        assert again == literal
+        with pytest.raises(TypeError):
+            again.options["dim"] = 9

@@ -93,7 +93,7 @@ def test_config_with_names_that_are_no_strings(registry: Registry) -> None:
     ("options", "text"),
     [
         ({}, "dim: got nothing; expected a value: sparse/flash requires it"),
-        ({"dim": 0}, "dim: got 0; expected greater than or equal to 1"),
+        ({"dim": 0}, "dim: got 0; expected at least 1 and at most 1048576"),
         (
             {"dim": 4, "windw": 2},
             (

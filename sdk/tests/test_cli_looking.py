@@ -89,7 +89,15 @@ def test_a_failed_plugin_is_not_passed_over(cli: Cli, monkeypatch: pytest.Monkey
     result = cli("list")
     assert result.code == 0
     assert result.err == ("acme-attention failed to load: ImportError: gone; run polyattn doctor\n")
-    monkeypatch.setattr(polyattn_registry, "plugins", list)
+
+
+@pytest.mark.parametrize("sinks_alone", [True, False])
+def test_without_a_family(cli: Cli, monkeypatch: pytest.MonkeyPatch, sinks_alone: bool) -> None:
+    import polyattn_registry
+
+    found = [s for s in polyattn_registry.plugins() if s.family == "core"] if sinks_alone else []
+    assert len(found) == sinks_alone
+    monkeypatch.setattr(polyattn_registry, "plugins", lambda: found)
     assert "no family is installed; for a start: pip install" in cli("list").err
 
 

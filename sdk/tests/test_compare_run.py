@@ -308,8 +308,8 @@ def test_settings_have_effect() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"splits": 1}, "splits: got 1; expected greater than or equal to 2"),
-        ({"test_size": 1.0}, "test_size: got 1.0; expected less than 1"),
+        ({"splits": 1}, "splits: got 1; expected at least 2"),
+        ({"test_size": 1.0}, "test_size: got 1.0; expected greater than 0 and less than 1"),
         ({"metric": "r2"}, "a metric of this task: accuracy, log-loss, ndcg"),
         ({"scale": "log"}, "scale: got log"),
         ({"colour": "red"}, "colour: got red; expected one of the options of compare"),

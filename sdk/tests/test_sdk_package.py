@@ -35,6 +35,7 @@ def test_looking_around_is_light(code: str) -> None:
 
 def test_every_public_name_is_there_and_documented() -> None:
     for name in pa.__all__:
+        assert getattr(pa, name) is not None
         assert getattr(pa, name).__doc__ or name == "squared_norm", name
     assert set(pa.__all__) <= set(dir(pa))
 
@@ -49,5 +50,5 @@ def test_names_on_first_use_are_those_of_core() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'polyattn' has no attribute 'flash'"):
-        pa.flash  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'polyattn' has no attribute 'flush'"):
+        pa.flush  # noqa: B018

@@ -103,7 +103,40 @@ def _explain(
         given = value if isinstance(value, Mapping) else options
         path = ".".join(map(str, (*place, field)))
         return ConfigError(path, given.get(field, "its default"), f"another value: {rule}")
-    return ConfigError(name or mechanism, value, message.removeprefix("Input should be "))
+    accepted = message.removeprefix("Input should be ")
+    if first["type"] in _BOUNDS:
+        accepted = _range(schema, place) or accepted
+    return ConfigError(name or mechanism, value, accepted)
+
+
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+"""Type of a pydantic error → the attribute of its bound, and words for it."""
+
+
+def _range(schema: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    """All bounds of the option at this place: pydantic names only the one that is broken."""
+    owner, name = _schema_at(schema, place[:-1]), str(place[-1])
+    if name not in owner.model_fields:
+        return ""
+    field = owner.model_fields[name]
+    bounds = {
+        words: getattr(constraint, attribute)
+        for attribute, words in _BOUNDS.values()
+        for constraint in (*field.metadata, *_constraints_in(field.annotation))
+        if getattr(constraint, attribute, None) is not None
+    }
+    return " and ".join(f"{words} {bound}" for words, bound in bounds.items())
+
+
+def _constraints_in(annotation: Any) -> Iterator[Any]:
+    yield from getattr(annotation, "__metadata__", ())
+    for argument in get_args(annotation):
+        yield from _constraints_in(argument)
 
 
 def _schema_at(schema: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:

@@ -53,6 +53,15 @@ class ConfigError(ArgumentError):
     """An option is unknown, or its value is out of bounds."""
 
 
+class UnknownOptionError(ConfigError, AttributeError):
+    """A builder was asked to set an option that its mechanism does not have."""
+
+    def __init__(self, argument: str, value: object, accepted: str) -> None:
+        super().__init__(argument, value, accepted)
+        # As an AttributeError it would have these, which lead to a suggestion of its own.
+        self.name, self.obj = argument, None
+
+
 class DataError(ArgumentError):
     """A data set cannot be used: empty, ragged, not finite, of the wrong rank …"""
 

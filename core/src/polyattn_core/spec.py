@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -147,6 +147,8 @@ class MechanismSpec(EntrySpec):
     formula: str = ""
     """The rule in one line of Unicode mathematics."""
     capabilities: Capabilities = field(default_factory=Capabilities)
+    leading: tuple[str, ...] = ("heads",)
+    """Options that its builder takes by position, after `dim`."""
     sharpness: str = ""
     """The option that sharpens its weights (a scale, an inverse width); tuned by `compare`."""
     kind: str = "mechanism"
@@ -171,6 +173,9 @@ class PresetSpec(EntrySpec):
     def __post_init__(self) -> None:
         EntrySpec.__post_init__(self)
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), _fields_of(self))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -221,6 +226,9 @@ class ConformanceCase:
             self, "expected_failures", MappingProxyType(dict(self.expected_failures))
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), _fields_of(self))
+
 
 def resolve(reference: str) -> Any:
     """Import what a string reference ``"package.module:Name"`` names."""
@@ -249,6 +257,16 @@ def presets_from_toml(
         PresetSpec(name=name, family=family, **_tuples(entry))
         for name, entry in tomllib.loads(text).items()
     ]
+
+
+def _fields_of(literal: Any) -> dict[str, Any]:
+    """The arguments that make an equal literal; read-only views cannot be pickled or copied."""
+    values = {one.name: getattr(literal, one.name) for one in fields(literal)}
+    return {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in values.items()}
+
+
+def _rebuild(cls: Any, values: dict[str, Any]) -> Any:
+    return cls(**values)
 
 
 def _tuples(entry: dict[str, Any]) -> dict[str, Any]:

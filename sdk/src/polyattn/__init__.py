@@ -10,6 +10,8 @@
 ==================  ==========================================================================
 ``create``          a mechanism by name, with its options checked
 ``attend``          the same, called once
+``flash(1024)`` …   a builder of each mechanism: ``flash(1024).heads(16).causal().build()``
+``builder``         the same by name, for plugins too
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
 ``register``        adds a mechanism of your own; ``prefer`` settles clashes of names
@@ -42,6 +44,7 @@ from polyattn_registry import (
     register,
     spec,
 )
+from polyattn_registry.first_party import RESERVED_NAMES
 
 from ._attend import attend, refresh
 
@@ -58,10 +61,15 @@ if TYPE_CHECKING:
         SideInput,
     )
 
+    from . import builders
+    from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
+    from .builders import Builder, builder
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Attention",
+    "Builder",
     "Capabilities",
     "EntrySpec",
     "KVCache",
@@ -72,6 +80,8 @@ __all__ = [
     "SideInput",
     "attend",
     "available",
+    "builder",
+    "builders",
     "config_schema",
     "create",
     "diagnostics",
@@ -91,6 +101,7 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "Attention": "polyattn_core.mechanism:Attention",
+    "Builder": "polyattn.builders:Builder",
     "Capabilities": "polyattn_core.spec:Capabilities",
     "EntrySpec": "polyattn_core.spec:EntrySpec",
     "KVCache": "polyattn_core.caches:KVCache",
@@ -99,6 +110,8 @@ _ON_FIRST_USE = {
     "PresetSpec": "polyattn_core.spec:PresetSpec",
     "RingCache": "polyattn_core.caches:RingCache",
     "SideInput": "polyattn_core.spec:SideInput",
+    "builder": "polyattn.builders:builder",
+    "builders": "polyattn.builders",
     "diagnostics": "polyattn_core.diagnostics",
     "masks": "polyattn_core.masks",
     "positions": "polyattn_core.positions",
@@ -109,6 +122,10 @@ _ON_FIRST_USE = {
 
 def __getattr__(name: str) -> Any:
     reference = _ON_FIRST_USE.get(name)
+    if reference is None and name.replace("_", "-") in RESERVED_NAMES:
+        from . import builders
+
+        return getattr(builders, name)  # not kept: what is installed may change
     if reference is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = reference.partition(":")
@@ -120,4 +137,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    from . import builders
+
+    short = (name.replace("_", "-") for name in dir(builders))
+    own = {name.replace("-", "_") for name in short if name in RESERVED_NAMES}
+    return sorted({*globals(), *__all__, *own})

@@ -31,7 +31,7 @@ def _softmax(time: str = "O(n² d)", memory: str = "O(n d)", *, positional: bool
 
 def _pattern(
     name: str, summary: str, formula: str, factory: str, config: str, papers: tuple[str, ...],
-    time: str, aliases: tuple[str, ...] = (),
+    time: str, leading: str, aliases: tuple[str, ...] = (),
 ) -> MechanismSpec:  # fmt: skip
     return MechanismSpec(
         name=name,
@@ -43,6 +43,7 @@ def _pattern(
         reference=f"{_MODULE}.reference:softmax_attention",
         papers=papers,
         capabilities=_softmax(time, positional=True),
+        leading=(leading,),
         sharpness="scale",
         aliases=aliases,
         tags=("softmax", "pattern"),
@@ -68,6 +69,7 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:softmax_attention",
         papers=("2205.14135",),
         capabilities=_softmax(positional=False),
+        leading=("block_size",),
         sharpness="scale",
         tags=("softmax", "long"),
     ),
@@ -79,6 +81,7 @@ MECHANISMS = (
         "SlidingWindowConfig",
         ("2004.05150", "2310.06825"),
         "O(n w d)",
+        "window",
     ),
     _pattern(
         "local-global",
@@ -88,6 +91,7 @@ MECHANISMS = (
         "LocalGlobalConfig",
         ("2004.05150",),
         "O(n (w + g) d)",
+        "window",
         ("longformer",),
     ),
     _pattern(
@@ -98,6 +102,7 @@ MECHANISMS = (
         "DilatedConfig",
         ("2004.05150",),
         "O(n w step d)",
+        "window",
     ),
     _pattern(
         "strided",
@@ -107,6 +112,7 @@ MECHANISMS = (
         "StridedConfig",
         ("1904.10509",),
         "O(n² d)",
+        "stride",
     ),
     _pattern(
         "block-sparse",
@@ -116,6 +122,7 @@ MECHANISMS = (
         "BlockSparseConfig",
         ("1904.10509",),
         "O(blocks b² d)",
+        "block",
     ),
     _pattern(
         "bigbird",
@@ -125,6 +132,7 @@ MECHANISMS = (
         "BigBirdConfig",
         ("2007.14062",),
         "O(n b d)",
+        "block",
     ),
     _pattern(
         "streaming",
@@ -134,6 +142,7 @@ MECHANISMS = (
         "StreamingWindowConfig",
         ("2309.17453",),
         "O(n (w + sinks) d)",
+        "window",
         ("streaming-llm",),
     ),
     MechanismSpec(
@@ -150,6 +159,7 @@ MECHANISMS = (
             statistics=_SOFTMAX,
             memory="O(n d) + 64 n a thread",
         ),
+        leading=("k",),
         sharpness="scale",
         tags=("softmax", "sparse-weights"),
     ),
@@ -176,6 +186,7 @@ MECHANISMS = (
         reference=f"{_MODULE}.linear.reference:favor_attention",
         papers=("2009.14794",),
         capabilities=replace(_FEATURES, exact=False, time="O(n m d)", memory="O(n d + m d)"),
+        leading=("features",),
         sharpness="scale",
         aliases=("performer",),
         tags=("kernel-features", "long", "random"),

@@ -45,6 +45,10 @@ ENTRIES = (
         "polyattn.cli.checking:doctor",
     ),
     Entry("warmup", _KEEP, "Compile kernels ahead of their use.", "polyattn.cli.compiling:warmup"),
+    Entry(
+        "stubs", _KEEP, "Write type stubs of builders, for editors and type checkers.",
+        "polyattn.cli.stubs:stubs",
+    ),
     Entry("cache", _KEEP, "Look after compiled kernels.", "polyattn.cli.compiling:cache"),
 )  # fmt: skip
 

@@ -115,7 +115,8 @@ def _tell_what_is_missing(found: bool, pattern: str | None, kind: str) -> None:
     failed = [status for status in statuses if status.state == "failed"]
     for status in failed:
         note(f"{status.distribution} failed to load: {status.reason}; run polyattn doctor")
-    if not statuses:
+    # Core and the SDK are plugins too, but offer sinks alone.
+    if not any(status.state != "loaded" or status.mechanisms for status in statuses):
         note("no family is installed; for a start: pip install polyattn-standard polyattn-sparse")
     elif not found and pattern and _WILDCARDS.isdisjoint(pattern):
         try:
