@@ -60,11 +60,11 @@ def attend_cached(
         raise ArgumentError("caches", "none", "at least one cache")
     for cache in caches:
         _check(mechanism, cache, query)
-    if getattr(mechanism.config, "reproducible", False):
-        if len(caches) > 1 or not isinstance(caches[0], KVCache | PagedCache):
-            what = ", ".join(type(cache).__name__ for cache in caches)
-            accepted = "one KVCache or PagedCache with reproducible=True: others merge parts"
-            raise ArgumentError("caches", what, accepted)
+    merged = len(caches) > 1 or not isinstance(caches[0], KVCache | PagedCache)
+    if merged and getattr(mechanism.config, "reproducible", False):
+        what = ", ".join(type(cache).__name__ for cache in caches)
+        accepted = "one KVCache or PagedCache with reproducible=True: others merge parts"
+        raise ArgumentError("caches", what, accepted)
     own = caches[-1].chosen(sequences)
     chosen = [*(_shared(cache, own) for cache in caches[:-1]), own]
     lead = query.shape[:-3]

@@ -20,11 +20,12 @@ from pydantic import Field, field_validator
 from .arrays import Array
 from .cached import CachedCall, widened
 from .config import AttentionConfig
-from .errors import ArgumentError
+from .errors import ArgumentError, ConfigError
 from .masks import Mask
 from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
+from .spec import MechanismSpec
 
 if TYPE_CHECKING:
     from .simd.engine import Request
@@ -34,6 +35,8 @@ STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
 """Statistics of a soft-max on the engine."""
 WEIGHT_STATISTICS = ("weights", "entropy", "column_mass")
 """Statistics of the other normalisers."""
+_BY_TILE = ("softmax", "softpick")
+"""Normalisers that see one tile of keys after another, in the same order in every call."""
 _POSITIONAL_KINDS = frozenset(("causal", "window", "dilated", "strided", "global", "prefix"))
 
 
@@ -68,7 +71,19 @@ class StreamingMechanism(Mechanism):
     """A mechanism whose scores stream through tiles. See the module's description."""
 
     normaliser: ClassVar[str] = "softmax"
+    by_row: ClassVar[bool] = True
+    """Is a row of the output a function of its query and the keys that it sees, and of no others?
+
+    False where something is computed of all keys or all queries first.
+    """
     config: Any
+
+    def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
+        super().__init__(config, spec=spec)
+        if self.config.reproducible and not (self.by_row and self.normaliser in _BY_TILE):
+            raise ConfigError(
+                "reproducible", True, f"False: {spec.name} looks at all keys of a call at once"
+            )
 
     # ---- what a mechanism says about its rule -------------------------------------------------
 

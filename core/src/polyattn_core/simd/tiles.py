@@ -275,6 +275,10 @@ def _softmax_step(tile: target.Tile) -> Any:
 
     Exponentials are powers of two, of scores times log₂e. A row in which nothing has been visible
     so far has maximum −inf; it is measured from 0 instead, and all its weights are 0.
+
+    Weights are summed in the same order however many keys there are: up to 3 rows behind the last
+    are overwritten, with −inf and then 0. So a row is the same, to the last bit, in a tile that
+    ends with it and in one that hides what follows.
     """
     vectors = Vectors(tile.dtype, tile.lanes)
     wide = tile.queries
@@ -286,6 +290,8 @@ def _softmax_step(tile: target.Tile) -> Any:
             s = pointer(context, builder, signature.args[0], scratch_)
             lowest, zero = vectors.constant(float("-inf")), vectors.constant(0.0)
             sharp = vectors.constant(_LOG2_E)
+            more = builder.add(keys_, index(_UNROLL - 1))
+            padded = builder.sub(more, builder.srem(more, index(_UNROLL)))
 
             def column(offset: Any) -> None:
                 places = [
@@ -304,18 +310,20 @@ def _softmax_step(tile: target.Tile) -> Any:
                 vectors.store(builder, rescale, s, places[2], ALIGN)
                 vectors.store(builder, lowest, s, places[3], ALIGN)
                 start = builder.gep(s, [builder.add(scores_, offset)])
-
-                def block(first: Any, rows: int, sums: list[Any]) -> list[Any]:
-                    for m in range(rows):
-                        at = builder.mul(builder.add(first, index(m)), index(wide))
+                with Loop(builder, padded, [], 1, keys_) as loop:
+                    vectors.store(builder, lowest, start, builder.mul(loop.i, index(wide)), ALIGN)
+                    loop.close([])
+                with Loop(builder, padded, [zero], _UNROLL) as loop:
+                    (total,) = loop.carried
+                    for m in range(_UNROLL):
+                        at = builder.mul(builder.add(loop.i, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
                         below = builder.fmul(builder.fsub(score, base), sharp)
                         weight = vectors.exp2(builder, below)
                         vectors.store(builder, weight, start, at, ALIGN)
-                        sums[0] = builder.fadd(sums[0], weight)
-                    return sums
-
-                (total,) = _row_blocks(builder, keys_, _UNROLL, [zero], block)
+                        total = builder.fadd(total, weight)
+                    loop.close([total])
+                (total,) = loop.carried
                 before = vectors.load(builder, s, places[1], ALIGN)
                 total = vectors.multiply_add(builder, before, rescale, total)
                 vectors.store(builder, total, s, places[1], ALIGN)

@@ -144,6 +144,8 @@ class L2(StreamingMechanism):
     array([0.731, 0.269, 0.   ])
     """
 
+    by_row = False  # the origin moves with the keys
+
     def _scale(self, call: Call) -> float:
         return 1.0
 
