@@ -22,6 +22,7 @@ class Parameters(Mapping[str, Array]):
 
     def __init__(self, arrays: Mapping[str, Array] | None = None) -> None:
         self._arrays = {name: np.array(array) for name, array in (arrays or {}).items()}
+        self._casts: dict[tuple[str, np.dtype[Any]], Array] = {}
 
     def __getitem__(self, name: str) -> Array:
         view = self._arrays[name].view()
@@ -34,6 +35,17 @@ class Parameters(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def cast(self, name: str, dtype: np.dtype[Any]) -> Array:
+        """An array in the dtype that is computed in; kept until values change."""
+        own = self._arrays[name]
+        if own.dtype == dtype:
+            return self[name]
+        found = self._casts.get((name, dtype))
+        if found is None:
+            found = self._casts[name, dtype] = own.astype(dtype)
+            found.flags.writeable = False
+        return found
+
     def update(self, arrays: Mapping[str, Any], *, partial: bool = False) -> None:
         """Set values; with `partial`, only some of them.
 
@@ -43,6 +55,15 @@ class Parameters(Mapping[str, Array]):
             Where names are missing or surplus, a shape differs, or a value is not finite. Nothing
             has been set then.
         """
+        self.replace(self.checked(arrays, partial=partial))
+
+    def replace(self, checked: Mapping[str, Array]) -> None:
+        """Set what :meth:`checked` returned."""
+        self._arrays.update(checked)
+        self._casts.clear()
+
+    def checked(self, arrays: Mapping[str, Any], *, partial: bool = False) -> dict[str, Array]:
+        """What :meth:`update` would set, in the dtypes held; raises as it does, sets nothing."""
         surplus = [name for name in arrays if name not in self._arrays]
         missing = [] if partial else [name for name in self._arrays if name not in arrays]
         if surplus or missing:
@@ -65,7 +86,7 @@ class Parameters(Mapping[str, Array]):
             if not np.isfinite(array).all():
                 raise ParameterError(name, "values that are not finite", "finite numbers")
             checked[name] = array
-        self._arrays.update(checked)
+        return checked
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write to a safetensors file."""
@@ -84,6 +105,12 @@ class Parameters(Mapping[str, Array]):
         except SafetensorError as error:
             raise FileFormatError("path", f"{path} ({error})", "a safetensors file") from None
         self.update(arrays)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_arrays": self._arrays, "_casts": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{n}: {'×'.join(map(str, a.shape))}" for n, a in self._arrays.items())

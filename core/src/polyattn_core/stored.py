@@ -42,7 +42,7 @@ def attend_stored(mechanism: StreamingMechanism, cached: CachedCall) -> PartialS
         for total in (totals[:1] if alike else totals).tolist()
     ]
     rules = [mechanism._all_rules(call) for call in calls]
-    if not decoding.supports(rules[0]):
+    if mechanism._components(calls[0]) is not None or not decoding.supports(rules[0]):
         return None
     if isinstance(mechanism.config.position, Rope):
         query = rotate(query, part.rotations[:, None], mechanism.config.position)

@@ -28,7 +28,7 @@ from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, r
 from .spec import MechanismSpec
 
 if TYPE_CHECKING:
-    from .simd.engine import Request
+    from .simd.engine import Component, Request
     from .simd.rules import ScoreRule
 
 STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
@@ -95,6 +95,14 @@ class StreamingMechanism(Mechanism):
     def _rules(self, call: Call) -> Sequence[tuple[ScoreRule, Sequence[Any]]]:
         """Score rules with their parameters, applied in order to the scaled product."""
         return ()
+
+    def _components(self, call: Call) -> Sequence[Component] | None:
+        """Where the score is a sum over slices of the head: the slices, in order.
+
+        Each has a size, a scale of its own (:meth:`_scale` then says nothing) and rules of its own;
+        those of :meth:`_rules` follow on the sum.
+        """
+        return None
 
     def _weight_rule(self, call: Call) -> tuple[ScoreRule, Sequence[Any]] | None:
         """For the element-wise normaliser: the rule from score to weight."""
@@ -168,7 +176,7 @@ class StreamingMechanism(Mechanism):
         from .simd import engine
 
         request, undo = self._request(call)
-        for rule, _ in request.rules:
+        for rule, _ in request.all_rules():
             if not rule.differentiable:
                 raise self._lacks(
                     f"gradients with the score rule {rule.name}, which has no derivative"
@@ -203,6 +211,7 @@ class StreamingMechanism(Mechanism):
             query, key, call.value, self._scale(call), NORMALISERS[self.normaliser],
             self._all_rules(call), threads=config.threads,
         )  # fmt: skip
+        request.components = self._components(call) or ()
         shape = call.shape
         if call.mask is not None:
             request.mask = self._encoded(call.mask, call, masking)

@@ -12,6 +12,8 @@
 ``attend``          the same, called once
 ``flash(1024)`` …   a builder of each mechanism: ``flash(1024).heads(16).causal().build()``
 ``builder``         the same by name, for plugins too
+``AttentionPipeline``  attention with norms, residuals, feed-forward layers around it
+``encoder_block``   one of the transformer's; ``decoder_block``, ``load_torch_layer``
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
 ``register``        adds a mechanism of your own; ``prefer`` settles clashes of names
@@ -64,11 +66,13 @@ if TYPE_CHECKING:
     from . import builders
     from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
     from .builders import Builder, builder
+    from .pipeline import AttentionPipeline, decoder_block, encoder_block, load_torch_layer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Attention",
+    "AttentionPipeline",
     "Builder",
     "Capabilities",
     "EntrySpec",
@@ -84,8 +88,11 @@ __all__ = [
     "builders",
     "config_schema",
     "create",
+    "decoder_block",
     "diagnostics",
+    "encoder_block",
     "errors",
+    "load_torch_layer",
     "masks",
     "plugins",
     "positions",
@@ -101,6 +108,7 @@ __all__ = [
 
 _ON_FIRST_USE = {
     "Attention": "polyattn_core.mechanism:Attention",
+    "AttentionPipeline": "polyattn.pipeline:AttentionPipeline",
     "Builder": "polyattn.builders:Builder",
     "Capabilities": "polyattn_core.spec:Capabilities",
     "EntrySpec": "polyattn_core.spec:EntrySpec",
@@ -112,8 +120,12 @@ _ON_FIRST_USE = {
     "SideInput": "polyattn_core.spec:SideInput",
     "builder": "polyattn.builders:builder",
     "builders": "polyattn.builders",
+    "decoder_block": "polyattn.pipeline:decoder_block",
     "diagnostics": "polyattn_core.diagnostics",
+    "encoder_block": "polyattn.pipeline:encoder_block",
+    "load_torch_layer": "polyattn.pipeline:load_torch_layer",
     "masks": "polyattn_core.masks",
+    "pipeline": "polyattn.pipeline",
     "positions": "polyattn_core.positions",
     "score_rule": "polyattn_core.simd.rules:score_rule",
     "squared_norm": "polyattn_core.simd.rules:squared_norm",

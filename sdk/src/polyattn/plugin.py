@@ -17,13 +17,28 @@ LIVE = EntrySpec(
     factory="polyattn.sinks:LiveSink",
 )
 
+NORMS = tuple(
+    EntrySpec(
+        kind="norm",
+        name=name,
+        family=FAMILY,
+        summary=summary,
+        factory=f"polyattn.pipeline.stages:{factory}",
+        papers=(paper,),
+    )
+    for name, summary, factory, paper in (
+        ("layer-norm", "Mean 0 and variance 1 over a token's width", "LayerNorm", "1607.06450"),
+        ("rms-norm", "Mean square 1 over a token's width", "RMSNorm", "1910.07467"),
+    )
+)
+
 
 @hookimpl
 def polyattn_plugin_info() -> PluginInfo:
     """The SDK as a plugin."""
     return PluginInfo(
         family=FAMILY,
-        summary="A live view of diagnostics",
+        summary="A live view of diagnostics, norms for pipelines",
         distribution="polyattn",
         version=__version__,
         api_version=API_VERSION,
@@ -32,5 +47,5 @@ def polyattn_plugin_info() -> PluginInfo:
 
 @hookimpl
 def polyattn_entries() -> tuple[EntrySpec, ...]:
-    """Sinks."""
-    return (LIVE,)
+    """Sinks, and norms for pipelines."""
+    return (LIVE, *NORMS)

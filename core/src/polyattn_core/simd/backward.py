@@ -21,8 +21,12 @@ from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .rules import call_backward
 from .scores import (
+    COMPONENT_COUNT,
+    COMPONENT_WIDTH,
+    COMPONENTS,
     ELEMENTWISE,
     ENTMAX15,
+    SCALES,
     SOFTPICK,
     SPARSEMAX,
     Problem,
@@ -34,6 +38,7 @@ from .scores import (
     take_task,
 )
 from .tiles import tile_operations
+from .transpose import transpose_operations
 from .weights import weight_operations
 
 
@@ -44,7 +49,8 @@ def backward_kernel(dtype: str) -> Kernel:
     Its arguments after the problem: `first` and `second`, which the forward kernel left;
     `d_out` (batch, heads, queries, value size); `delta` (batch, heads, queries), the δ of the
     soft-max; then, all to be passed filled with zeros, `d_query` (chunks, batch, heads, queries,
-    size), `d_key` and `d_value` (batch, key heads, keys, size padded to whole vectors), `d_bias`
+    size), `d_key` and `d_value` (batch, key heads, keys, size, each component of the keys padded
+    to whole vectors), `d_bias`
     (units or 1, …) with the strides of the bias, `d_rows` (chunks, statistics, batch, heads,
     queries), `d_columns` like the column statistics, `d_parameters` (units, heads, parameters);
     and the counter. A unit of work is one key head with one chunk of the keys; units share nothing
@@ -59,7 +65,12 @@ def backward_kernel(dtype: str) -> Kernel:
         score_operations(dtype),
         weight_operations(dtype),
     )
-    pack, pack_rows, products = scores_of.pack, scores_of.pack_rows, scores_of.products
+    pack_query, pack_rows, products = (
+        scores_of.pack_query,
+        scores_of.pack_rows,
+        scores_of.products,
+    )
+    rows_to_lanes = transpose_operations(dtype).rows_to_lanes
     score_tile, finite, visible_keys = (
         scores_of.score_tile,
         scores_of.finite,
@@ -69,28 +80,28 @@ def backward_kernel(dtype: str) -> Kernel:
     value_product, lane_product = ops.value_product, ops.lane_product
 
     @inline
-    def lay_rows(array, b, h, first, count, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
-        """Copy rows to scratch[to + j · padded], zeros around; `clean` drops non-finite numbers."""
-        size = array.shape[3]
-        for x in range(wide * padded):
-            scratch[to + x] = zero
+    def lay_rows(array, b, h, first, count, begin, size, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
+        """Copy part of rows to scratch[to + j · padded]; `clean` drops non-finite numbers."""
         for j in range(count):
             for d in range(size):
-                x = array[b, h, first + j, d]
+                x = array[b, h, first + j, begin + d]
                 if clean and not np.isfinite(x):
                     x = zero
                 scratch[to + j * padded + d] = x * factor
+        for j in range(count, wide):
+            for d in range(size):
+                scratch[to + j * padded + d] = zero
 
     @inline
-    def to_query(key, found, b, h, nq, k0, nk, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
-        """output[d, lane] += key[:, d] · gradient[:, lane]."""
+    def to_query(key, clean, b, h, nq, k0, nk, begin, size, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
+        """output[d, lane] += key[:, begin + d] · gradient[:, lane]."""
         step = key.strides[2] // key.itemsize
-        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
-        size, active = key.shape[3], (nq + lanes - 1) // lanes
-        if found == PARTIAL and not finite(key, b, h, k0, nk):
+        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step + begin
+        active = (nq + lanes - 1) // lanes
+        if not clean:
             for i in range(nk):
                 for d in range(size):
-                    x = key[b, h, k0 + i, d]
+                    x = key[b, h, k0 + i, begin + d]
                     scratch[safe + i * size + d] = x if np.isfinite(x) else zero
             value_product(scratch, safe, size, nk, scratch, gradient, output, ones, size, active)
             return
@@ -162,7 +173,10 @@ def backward_kernel(dtype: str) -> Kernel:
 
         row_space = max(rows.shape[0], 1) * wide
         stage_size = deep * wide
-        lines = size + value_size + size + (4 + chain) * deep + 8
+        components = plan[COMPONENT_COUNT]
+        last = COMPONENTS + (components - 1) * COMPONENT_WIDTH
+        shared = plan[last + 3]  # rules from here on are of the sum of the components
+        lines = size + value_size + size + (5 + chain) * deep + 8
         length = lines * wide + 2 * row_space
         length += wide * (size_padded + value_padded) + deep * max(size, value_size)
         scratch = np.empty(length + 64, number)
@@ -173,7 +187,8 @@ def backward_kernel(dtype: str) -> Kernel:
         incoming = scores + stage_size
         dropped = incoming + stage_size
         final = dropped + stage_size
-        stages = final + stage_size
+        own_scores = final + stage_size
+        stages = own_scores + stage_size
         state = stages + chain * stage_size
         dummy, ones, deltas = state + 2 * wide, state + 3 * wide, state + 4 * wide
         sums = state + 5 * wide
@@ -188,6 +203,8 @@ def backward_kernel(dtype: str) -> Kernel:
         meta = np.empty(5, np.int64)
         for j in range(wide):
             scratch[ones + j] = one
+        for x in range(wide * (size_padded + value_padded)):
+            scratch[laid + x] = zero
 
         span = (keys + chunks - 1) // chunks
         span = (span + deep - 1) // deep * deep
@@ -207,10 +224,17 @@ def backward_kernel(dtype: str) -> Kernel:
                 low, high = max(start, chunk * span), min(stop, (chunk + 1) * span)
                 if low >= high:
                     continue
-                pack(query, b, h, q0, nq, numbers[0], scratch, packed)
-                pack(d_out, b, h, q0, nq, one, scratch, packed_out)
-                lay_rows(query, b, h, q0, nq, numbers[0], True, scratch, laid, size_padded)
-                lay_rows(d_out, b, h, q0, nq, one, False, scratch, laid_out, value_padded)
+                pack_query(p, b, h, q0, nq, scratch, packed)
+                rows_to_lanes(d_out, b, h, q0, nq, 0, value_size, one, scratch, packed_out)
+                for c in range(components):
+                    at = COMPONENTS + c * COMPONENT_WIDTH
+                    lay_rows(
+                        query, b, h, q0, nq, plan[at], plan[at + 1], numbers[SCALES + c], True,
+                        scratch, laid + plan[at + 4], size_padded,
+                    )  # fmt: skip
+                lay_rows(
+                    d_out, b, h, q0, nq, 0, value_size, one, False, scratch, laid_out, value_padded
+                )
                 pack_rows(rows, b, h, q0, nq, scratch, rowed)
                 pack_state(first, second, b, h, q0, nq, scratch, state)
                 for y in range(row_space):
@@ -230,8 +254,8 @@ def backward_kernel(dtype: str) -> Kernel:
                     for k0 in range(begin, end, deep):
                         nk = min(deep, end - k0)
                         found = score_tile(
-                            p, b, h, q0, nq, k0, nk, scratch, packed, scores, dummy, rowed,
-                            stages, place, stack, seen, meta, False,
+                            p, b, h, q0, nq, k0, nk, scratch, packed, scores, own_scores, dummy,
+                            rowed, stages, place, stack, seen, meta, False,
                         )  # fmt: skip
                         if found == EMPTY:
                             continue
@@ -248,8 +272,9 @@ def backward_kernel(dtype: str) -> Kernel:
                                 for j in range(nq, wide):
                                     scratch[scores + i * wide + j] = zero
                         products(
-                            value, b, key_head, nq, k0, nk, scratch, packed_out, incoming, dummy
-                        )
+                            value, b, key_head, nq, k0, nk, 0, value_size, scratch, packed_out,
+                            incoming, dummy,
+                        )  # fmt: skip
                         weights = scores
                         if plan[5] >= 0:
                             drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)
@@ -266,7 +291,7 @@ def backward_kernel(dtype: str) -> Kernel:
                         lane_product(
                             scratch, weights, laid_out, active * lanes, flat_value,
                             ((b * key_heads + key_head) * keys + k0) * value_padded, nk,
-                            value_padded,
+                            value_padded, value_padded,
                         )  # fmt: skip
                         for i in range(nk):
                             at = i * wide
@@ -311,25 +336,45 @@ def backward_kernel(dtype: str) -> Kernel:
                                         scratch[incoming + i * wide + j]
                                     )
                         through_rules(
-                            p, 0, chain - (1 if normaliser == ELEMENTWISE else 0), b, h, key_head,
-                            task, q0, k0, nk, scratch, stages, incoming, rowed, d_rowed,
+                            p, shared, chain - (1 if normaliser == ELEMENTWISE else 0), b, h,
+                            key_head, task, q0, k0, nk, scratch, stages, incoming, rowed, d_rowed,
                             flat_columns, flat_parameters, meta,
                         )  # fmt: skip
-                        lane_product(
-                            scratch, incoming, laid, active * lanes, flat_key,
-                            ((b * key_heads + key_head) * keys + k0) * size_padded, nk,
-                            size_padded,
-                        )  # fmt: skip
-                        to_query(
-                            key, found, b, key_head, nq, k0, nk, scratch, incoming, to_q, ones, safe
-                        )
+                        clean = found != PARTIAL or finite(key, b, key_head, k0, nk)
+                        for c in range(components):
+                            at = COMPONENTS + c * COMPONENT_WIDTH
+                            own = incoming
+                            if components > 1:
+                                own = own_scores
+                                for y in range(nk * wide):
+                                    scratch[own_scores + y] = scratch[incoming + y]
+                            through_rules(
+                                p, plan[at + 2], plan[at + 3], b, h, key_head, task, q0, k0, nk,
+                                scratch, stages, own, rowed, d_rowed, flat_columns,
+                                flat_parameters, meta,
+                            )  # fmt: skip
+                            begin, padded = plan[at], plan[at + 4]
+                            width = (plan[at + 1] + lanes - 1) // lanes * lanes
+                            lane_product(
+                                scratch, own, laid + padded, active * lanes, flat_key,
+                                ((b * key_heads + key_head) * keys + k0) * size_padded + padded,
+                                nk, size_padded, width,
+                            )  # fmt: skip
+                            to_query(
+                                key, clean, b, key_head, nq, k0, nk, begin, plan[at + 1], scratch,
+                                own, to_q + begin * wide, ones, safe,
+                            )  # fmt: skip
                     if gathering:
                         for j in range(wide):
                             if scratch[sums + j] > zero:
                                 scratch[deltas + j] /= scratch[sums + j]
+                for c in range(components):
+                    at = COMPONENTS + c * COMPONENT_WIDTH
+                    factor = numbers[SCALES + c]
+                    for j in range(nq):
+                        for d in range(plan[at], plan[at] + plan[at + 1]):
+                            d_query[chunk, b, h, q0 + j, d] = scratch[to_q + d * wide + j] * factor
                 for j in range(nq):
-                    for d in range(size):
-                        d_query[chunk, b, h, q0 + j, d] = scratch[to_q + d * wide + j] * numbers[0]
                     for r in range(rows.shape[0]):
                         d_rows[chunk, r, b, h, q0 + j] = scratch[d_rowed + r * wide + j]
 

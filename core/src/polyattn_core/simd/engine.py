@@ -9,13 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import KernelError
 from . import decoding, masking, target, threads
 from .backward import backward_kernel
 from .forward import forward_kernel
 from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
 from .rules import EncodedRules, ScoreRule, Statistic, encode_rules
-from .scores import ELEMENTWISE, ENTMAX15, PLAN_SIZE, SOFTMAX, SOFTPICK, SPARSEMAX, TOP_K
+from .scores import (
+    COMPONENT_COUNT,
+    COMPONENT_WIDTH,
+    COMPONENTS,
+    ELEMENTWISE,
+    ENTMAX15,
+    SOFTMAX,
+    SOFTPICK,
+    SPARSEMAX,
+    TOP_K,
+)
 from .weights import weights_kernel
 
 Array = npt.NDArray[Any]
@@ -35,6 +46,17 @@ _LEAST_CHUNK = 512  # keys, below which a chunk is not worth its merge
 _BIAS_SLOTS = 1 << 26  # bytes that separate sums of the bias gradient may take
 
 
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Consecutive coordinates of queries and keys that are scored by themselves."""
+
+    size: int
+    scale: float
+    """Factor of their products."""
+    rules: Sequence[tuple[ScoreRule, Sequence[Any]]] = ()
+    """Rules applied to them; row and column statistics are those of these coordinates."""
+
+
 @dataclass(slots=True)
 class Request:
     """One call of the engine. Arrays are (batch, heads, tokens, size), last axis contiguous."""
@@ -45,6 +67,9 @@ class Request:
     scale: float
     normaliser: int = SOFTMAX
     rules: Sequence[tuple[ScoreRule, Sequence[Any]]] = ()
+    """Applied in order to the scaled product, or to the sum of the components."""
+    components: Sequence[Component] = ()
+    """Instead of one scale: the score is a sum over slices that make up the last axis."""
     mask: EncodedMask = NO_MASK
     mask_queries: int = 0
     mask_keys: int = 0
@@ -67,6 +92,10 @@ class Request:
     """The same bits for any threads, batch and division into calls: nothing is split by keys."""
     encoded: EncodedRules | None = field(default=None)
 
+    def all_rules(self) -> list[tuple[ScoreRule, Sequence[Any]]]:
+        """The rules of each component, then those of their sum."""
+        return [*(rule for part in self.components for rule in part.rules), *self.rules]
+
 
 @dataclass(slots=True)
 class State:
@@ -86,7 +115,7 @@ class EngineGradients:
     value: Array
     bias: Array | None
     parameters: Array
-    """(heads, parameters of all rules)."""
+    """(heads, parameters of all rules), those of components first."""
     sink: Array | None
 
 
@@ -108,7 +137,8 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     dtype = _NAMES[query.dtype]
     no_rules, no_statistics, no_bias, no_sink = _EMPTY[dtype]
     batch, heads = query.shape[:2]
-    plan = np.zeros(PLAN_SIZE, np.int64)
+    parts = _slices(request)
+    plan = np.zeros(COMPONENTS + COMPONENT_WIDTH * len(parts), np.int64)
     mask = request.mask
     plan[0], plan[1] = request.normaliser, request.key_start
     plan[2] = request.mask_queries or query.shape[2]
@@ -121,21 +151,24 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
         plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
         if request.reproducible:
             plan[8] = masking.every_key().address
-    numbers = np.array((request.scale, request.keep, request.epsilon, 0.0), dtype)
+    plan[COMPONENT_COUNT], plan[COMPONENTS:] = len(parts), np.ravel([x[:-1] for x in parts])
+    scales = [part[-1] for part in parts]
+    numbers = np.array((scales[0], request.keep, request.epsilon, *scales), dtype)
     table, parameters, rows, columns = (
         no_rules,
         _no_parameters(heads, dtype),
         no_statistics,
         no_statistics,
     )
-    if request.rules:
-        encoded = encode_rules(request.rules, heads, dtype, backward=backward)
+    chain = request.all_rules()
+    if chain:
+        encoded = encode_rules(chain, heads, dtype, backward=backward)
         request.encoded = encoded
         table, parameters = encoded.table, encoded.parameters
         if encoded.row_statistics:
-            rows = _statistics(encoded.row_statistics, query)
+            rows = _statistics(encoded.row_statistics, _seen_by(request, "row"), query)
         if encoded.column_statistics:
-            columns = _statistics(encoded.column_statistics, key)
+            columns = _statistics(encoded.column_statistics, _seen_by(request, "column"), key)
     bias, bias_batch = no_bias, _no_batches(batch)
     if request.relative is not None:
         bias = _by_distance(request.relative[None], int(plan[2]), int(plan[3]))
@@ -148,8 +181,43 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _statistics(statistics: Sequence[Statistic], array: Array) -> Array:
-    return np.ascontiguousarray(np.stack([s.forward(array) for s in statistics]), array.dtype)
+def _slices(request: Request) -> list[tuple[int, int, int, int, int, float]]:
+    """Of each component: begin, size, first rule, last rule + 1, padded begin, scale."""
+    size = request.query.shape[3]
+    if not request.components:
+        return [(0, size, 0, 0, 0, request.scale)]
+    lanes = target.tile(_NAMES[request.query.dtype]).lanes
+    found = []
+    begin = rule = padded = 0
+    for part in request.components:
+        after = rule + len(part.rules)
+        found.append((begin, part.size, rule, after, padded, part.scale))
+        begin, rule, padded = begin + part.size, after, padded + _padded(part.size, lanes)
+    if begin != size or any(part.size < 1 for part in request.components):
+        sizes = ", ".join(str(part.size) for part in request.components)
+        raise KernelError(f"components of sizes {sizes} do not make up a head of size {size}")
+    return found
+
+
+def _padded(size: int, lanes: int) -> int:
+    return -(-size // lanes) * lanes
+
+
+def _seen_by(request: Request, axis: str) -> list[slice]:
+    """The coordinates that the row (or column) statistic of each rule that has one looks at."""
+    found, begin = [], 0
+    for part in request.components:
+        own = slice(begin, begin + part.size)
+        found += [own for rule, _ in part.rules if getattr(rule, axis) is not None]
+        begin += part.size
+    return found + [slice(None) for rule, _ in request.rules if getattr(rule, axis) is not None]
+
+
+def _statistics(
+    statistics: Sequence[Statistic], coordinates: Sequence[slice], array: Array
+) -> Array:
+    found = [s.forward(array[..., own]) for s, own in zip(statistics, coordinates, strict=True)]
+    return np.ascontiguousarray(np.stack(found), array.dtype)
 
 
 _parameter_cache: dict[tuple[int, str], Array] = {}
@@ -188,7 +256,8 @@ def forward(request: Request) -> State:
     by_keys = request.normaliser == SOFTMAX and not request.reproducible
     if by_keys and request.key.shape[2] >= _LEAST_CHUNK:
         shared = heads // request.key.shape[1] * queries
-        if shared <= _FEW_ROWS and request.seed < 0 and decoding.supports(request.rules):
+        simple = not request.components and request.seed < 0
+        if shared <= _FEW_ROWS and simple and decoding.supports(request.rules):
             return _decode(request)
     if tasks < workers and by_keys:
         return _forward_in_chunks(request, tasks, workers)
@@ -289,7 +358,8 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     rows, columns = arguments[7], arguments[8]
     delta = np.einsum("bhqd,bhqd->bhq", gradient, state.out)
 
-    padded, value_padded = -(-size // lanes) * lanes, -(-value_size // lanes) * lanes
+    slices = _slices(request)
+    padded, value_padded = slices[-1][4] + _padded(slices[-1][1], lanes), _padded(value_size, lanes)
     d_query = np.zeros((chunks, *query.shape), dtype)
     d_key = np.zeros((batch, key_heads, keys, padded), dtype)
     d_value = np.zeros((batch, key_heads, keys, value_padded), dtype)
@@ -317,12 +387,18 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     )  # fmt: skip
     total_query = d_query[0] if chunks == 1 else d_query.sum(axis=0)
     key_gradient = d_key[..., :size]
+    if len(slices) > 1:
+        key_gradient = np.concatenate([d_key[..., s[4] : s[4] + s[1]] for s in slices], axis=-1)
     if request.encoded is not None:
-        d_rows = d_rows.sum(axis=0)
-        for statistic, found in zip(request.encoded.row_statistics, d_rows, strict=True):
-            total_query = total_query + _pulled_back(statistic, query, found)
-        for statistic, found in zip(request.encoded.column_statistics, d_columns, strict=True):
-            key_gradient = key_gradient + _pulled_back(statistic, key, found)
+        rules = request.encoded
+        for name, statistics, vectors, gradients, total in (
+            ("row", rules.row_statistics, query, d_rows.sum(axis=0), total_query),
+            ("column", rules.column_statistics, key, d_columns, key_gradient),
+        ):
+            for statistic, own, found in zip(
+                statistics, _seen_by(request, name), gradients, strict=True
+            ):
+                total[..., own] += _pulled_back(statistic, vectors[..., own], found)
     sink_gradient = None
     if request.sink is not None:
         weight = np.exp(np.asarray(request.sink, dtype)[:, None] - state.first)

@@ -12,6 +12,7 @@ from .jit import Kernel, inline
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
+    COMPONENT_COUNT,
     ELEMENTWISE,
     SOFTPICK,
     Problem,
@@ -40,7 +41,8 @@ def forward_kernel(dtype: str) -> Kernel:
     lowest, zero, one = number(-np.inf), number(0), number(1)
     softmax_step = tile_operations(dtype).softmax_step
     scores_of = score_operations(dtype)
-    pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    pack_query, pack_rows = scores_of.pack_query, scores_of.pack_rows
+    score_tile = scores_of.score_tile
     visible_keys = scores_of.visible_keys
     lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     weigh, drop, accumulate = scores_of.weigh, scores_of.drop, scores_of.accumulate
@@ -82,11 +84,14 @@ def forward_kernel(dtype: str) -> Kernel:
         depth = max(plan[4], 1)
         normaliser = plan[0]
 
-        length = (size + deep + value_size + 4 + rows.shape[0]) * wide + deep * value_size
+        parts = deep if plan[COMPONENT_COUNT] > 1 else 0
+        length = (size + deep + parts + value_size + 4 + rows.shape[0]) * wide
+        length += deep * value_size
         scratch = np.empty(length + 64, number)
         packed = aligned_start(scratch)
         scores = packed + size * wide
-        output = scores + deep * wide
+        part = scores + deep * wide
+        output = part + parts * wide
         statistics = output + value_size * wide
         rowed = statistics + 4 * wide
         safe = rowed + rows.shape[0] * wide
@@ -108,7 +113,7 @@ def forward_kernel(dtype: str) -> Kernel:
             q0 = (blocks - 1 - task % blocks) * wide
             nq = min(wide, queries - q0)
             active = (nq + lanes - 1) // lanes
-            pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+            pack_query(p, b, h, q0, nq, scratch, packed)
             pack_rows(rows, b, h, q0, nq, scratch, rowed)
             for x in range(value_size * wide):
                 scratch[output + x] = zero
@@ -122,8 +127,8 @@ def forward_kernel(dtype: str) -> Kernel:
             for k0 in range(start, stop, deep):
                 nk = min(deep, stop - k0)
                 found = score_tile(
-                    p, b, h, q0, nq, k0, nk, scratch, packed, scores, statistics + 3 * wide,
-                    rowed, -1, place, stack, seen, meta, False,
+                    p, b, h, q0, nq, k0, nk, scratch, packed, scores, part,
+                    statistics + 3 * wide, rowed, -1, place, stack, seen, meta, False,
                 )  # fmt: skip
                 if found == EMPTY:
                     continue

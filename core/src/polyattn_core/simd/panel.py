@@ -18,6 +18,7 @@ from .jit import Kernel, inline
 from .masking import PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
+    COMPONENT_COUNT,
     ENTMAX15,
     SPARSEMAX,
     Problem,
@@ -67,7 +68,8 @@ def panel_kernel(dtype: str) -> Kernel:
     tolerance = number(np.finfo(dtype).eps)
     bit_count = 8 * np.dtype(dtype).itemsize
     scores_of = score_operations(dtype)
-    pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    pack_query, pack_rows = scores_of.pack_query, scores_of.pack_rows
+    score_tile = scores_of.score_tile
     lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     drop, accumulate, visible_keys = scores_of.drop, scores_of.accumulate, scores_of.visible_keys
 
@@ -147,11 +149,14 @@ def panel_kernel(dtype: str) -> Kernel:
         total = batches * heads * blocks
         normaliser = plan[0]
 
-        length = (size + keys + value_size + 8 + rows.shape[0]) * wide + deep * value_size
+        parts = deep if plan[COMPONENT_COUNT] > 1 else 0
+        length = (size + keys + parts + value_size + 8 + rows.shape[0]) * wide
+        length += deep * value_size
         scratch = np.empty(length + 64, number)
         packed = aligned_start(scratch)
         panel = packed + size * wide
-        output = panel + keys * wide
+        part = panel + keys * wide
+        output = part + parts * wide
         most = output + value_size * wide
         dummy, threshold, sums = most + wide, most + 2 * wide, most + 3 * wide
         ones, moment = most + 4 * wide, most + 5 * wide
@@ -172,7 +177,7 @@ def panel_kernel(dtype: str) -> Kernel:
             h = task // blocks % heads
             q0 = (blocks - 1 - task % blocks) * wide
             nq = min(wide, queries - q0)
-            pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+            pack_query(p, b, h, q0, nq, scratch, packed)
             pack_rows(rows, b, h, q0, nq, scratch, rowed)
             start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
             stop = max(stop, start)
@@ -180,8 +185,8 @@ def panel_kernel(dtype: str) -> Kernel:
             for k0 in range(start, stop, deep):
                 nk = min(deep, stop - k0)
                 score_tile(
-                    p, b, h, q0, nq, k0, nk, scratch, packed, panel + (k0 - start) * wide, dummy,
-                    rowed, -1, place, stack, seen, meta, True,
+                    p, b, h, q0, nq, k0, nk, scratch, packed, panel + (k0 - start) * wide, part,
+                    dummy, rowed, -1, place, stack, seen, meta, True,
                 )  # fmt: skip
             for j in range(wide):
                 scratch[most + j] = lowest

@@ -37,17 +37,20 @@ SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
 """Normalisers. ELEMENTWISE: the last rule turns a score into its weight, without a sum."""
 
 # What every kernel is given about the scores, in the order of the kernels' arguments.
-# `numbers`: scale, probability to keep a weight in dropout, ε of soft-pick, unused.
+# `numbers`: scale of the first component, probability to keep a weight in dropout, ε of soft-pick,
+#         then the scale of each component.
 # `plan`: normaliser, first key position, queries and keys of the mask's shape, depth of the mask
 #         program, dropout seed or −1, k of top-k, is there a bias, addresses of the mask
 #         interpreter's key_range, classify and fill, keys of a tile, chunks
-#         of the keys that are attended separately.
+#         of the keys that are attended separately, number of components; then for each component
+#         its first coordinate, size, first rule, last rule + 1, and first coordinate where slices
+#         are padded to whole vectors. Rules after those of the last component are of the sum.
 Problem = namedtuple(
     "Problem",
     "query key value numbers plan rules parameters rows columns bias bias_batch steps integers"
     " octets sink",
 )
-PLAN_SIZE = 13
+COMPONENT_COUNT, COMPONENTS, COMPONENT_WIDTH, SCALES = 13, 14, 5, 3
 
 
 def problem_types(dtype: str) -> tuple[Any, ...]:
@@ -112,6 +115,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
     lowest, zero, one = number(-np.inf), number(0), number(1)
     score_product, value_product = ops.score_product, ops.value_product
     tile_maximum = ops.tile_maximum
+    rows_to_lanes = transpose_operations(dtype).rows_to_lanes
 
     @inline
     def pack_rows(statistics, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
@@ -122,12 +126,25 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 scratch[to + r * wide + j] = statistics[r, b, h, lane]
 
     @inline
-    def products(key, b, h, nq, k0, nk, scratch, queries, scores, maximum):  # type: ignore[no-untyped-def]
-        """scores[i, lane] = key[k0 + i] · packed query."""
+    def pack_query(p, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
+        """Queries as lanes, each component times its scale."""
+        for c in range(p.plan[COMPONENT_COUNT]):
+            at = COMPONENTS + c * COMPONENT_WIDTH
+            begin, size = p.plan[at], p.plan[at + 1]
+            rows_to_lanes(
+                p.query, b, h, first, count, begin, size, p.numbers[SCALES + c], scratch,
+                to + begin * wide,
+            )  # fmt: skip
+
+    @inline
+    def products(key, b, h, nq, k0, nk, begin, size, scratch, queries, scores, maximum):  # type: ignore[no-untyped-def]
+        """scores[i, lane] = key[k0 + i] · packed query, over `size` coordinates from `begin`."""
         step = key.strides[2] // key.itemsize
-        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step
+        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step + begin
         active = (nq + lanes - 1) // lanes
-        score_product(key, at, step, nk, scratch, queries, scores, maximum, key.shape[3], active)
+        score_product(
+            key, at, step, nk, scratch, queries + begin * wide, scores, maximum, size, active
+        )
 
     @inline
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
@@ -154,6 +171,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         scratch,
         queries,
         scores,
+        part,
         maximum,
         rowed,
         stages,
@@ -165,8 +183,9 @@ def score_operations(dtype: str) -> SimpleNamespace:
     ):  # type: ignore[no-untyped-def]
         """Final scores of a tile, −inf where invisible; returns its class.
 
-        `maximum` receives the tile's maxima; `stages`, if not −1, the scores before each rule. An
-        empty tile is not computed; with `always` it is filled with −inf.
+        `part` is room for a component's scores; `maximum` receives the tile's maxima; `stages`, if
+        not −1, the scores before each rule. An empty tile is not computed; with `always` it is
+        filled with −inf.
         """
         plan = p.plan
         key_at = k0 + plan[1]
@@ -182,17 +201,27 @@ def score_operations(dtype: str) -> SimpleNamespace:
                         scratch[scores + x] = lowest
                 return found
         group = p.query.shape[1] // p.key.shape[1]
-        products(p.key, b, h // group, nq, k0, nk, scratch, queries, scores, maximum)
+        components, done = plan[COMPONENT_COUNT], 0
+        for c in range(components):
+            at = COMPONENTS + c * COMPONENT_WIDTH
+            to, done = scores if c == 0 else part, plan[at + 3]
+            products(
+                p.key, b, h // group, nq, k0, nk, plan[at], plan[at + 1], scratch, queries, to,
+                maximum,
+            )  # fmt: skip
+            run_rules(p, plan[at + 2], done, b, h, q0, k0, nk, scratch, to, rowed, stages, meta)
+            if c > 0:
+                for x in range(nk * wide):
+                    scratch[scores + x] += scratch[part + x]
         count = p.rules.shape[0] - (1 if plan[0] == ELEMENTWISE else 0)
-        if count > 0:
-            run_rules(p, 0, count, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta)
+        run_rules(p, done, count, b, h, q0, k0, nk, scratch, scores, rowed, stages, meta)
         if plan[7] != 0:
             add_bias(p.bias, p.bias_batch[b], h, q0, nq, key_at, nk, scratch, scores)
         if found == PARTIAL:
             interpret(plan[10], p.steps, p.integers, p.octets, place, stack, seen)
             for x in range(nk * wide):
                 scratch[scores + x] = scratch[scores + x] if seen[x] != 0 else lowest
-        if found == PARTIAL or count > 0 or plan[7] != 0:
+        if found == PARTIAL or count > 0 or plan[7] != 0 or components > 1:
             tile_maximum(scratch, scores, maximum, nk, (nq + lanes - 1) // lanes)
         return found
 
@@ -291,7 +320,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         return probe == zero
 
     return SimpleNamespace(
-        pack=transpose_operations(dtype).rows_to_lanes,
+        pack_query=pack_query,
         pack_rows=pack_rows,
         products=products,
         score_tile=score_tile,

@@ -206,31 +206,32 @@ def _value_product(tile: target.Tile) -> Any:
 def _lane_product(tile: target.Tile) -> Any:
     """out[key, :] += Σ left[key, lane] · right[lane, :], the product contracted over queries.
 
-    Rows of `right` and `out` are `width` numbers, a multiple of `lanes`; `queries` lanes are used.
+    Rows of `right` and `out` are `step` numbers apart, of which `width` are used, a multiple of
+    `lanes`; `queries` lanes are used.
     """
     vectors = Vectors(tile.dtype, tile.lanes)
     lanes, wide = tile.lanes, tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def lane_product(typing, scratch, left, right, queries, out, at, keys, width):  # type: ignore[no-untyped-def]
+    def lane_product(typing, scratch, left, right, queries, out, at, keys, step, width):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, left_, right_, queries_, out_, at_, keys_, width_ = args
+            scratch_, left_, right_, queries_, out_, at_, keys_, step_, width_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
             o = builder.gep(pointer(context, builder, signature.args[4], out_), [at_])
 
             def strip(start: Any, columns: int) -> None:
                 def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
-                    row = builder.add(builder.mul(first, width_), start)
+                    row = builder.add(builder.mul(first, step_), start)
 
                     def place(m: int, n: int) -> Any:
-                        below = builder.mul(width_, index(m))
+                        below = builder.mul(step_, index(m))
                         return builder.add(builder.add(row, below), index(n * lanes))
 
                     zero = vectors.constant(0.0)
                     from_row = builder.add(left_, builder.mul(first, index(wide)))
                     result = multiply(
                         builder, vectors, builder.gep(s, [from_row]), index(wide), index(1),
-                        builder.gep(s, [builder.add(right_, start)]), width_,
+                        builder.gep(s, [builder.add(right_, start)]), step_,
                         [[zero] * columns for _ in range(rows)], queries_,
                         vectors.itemsize * lanes,
                     )  # fmt: skip
@@ -253,7 +254,7 @@ def _lane_product(tile: target.Tile) -> Any:
                 _by_columns(builder, rest, tile.columns - 1, lambda count: strip(whole, count))
             return context.get_dummy_value()
 
-        arguments = (scratch, _INT, _INT, _INT, out, _INT, _INT, _INT)
+        arguments = (scratch, _INT, _INT, _INT, out, _INT, _INT, _INT, _INT)
         return types.void(*arguments), emit
 
     return lane_product

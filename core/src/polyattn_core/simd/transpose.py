@@ -98,18 +98,17 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
     zero = np.dtype(dtype).type(0)
 
     @inline
-    def rows_to_lanes(array, b, h, first, count, factor, scratch, to):  # type: ignore[no-untyped-def]
-        """scratch[to + d · wide + j] = array[b, h, first + j, d] · factor; other lanes are 0."""
-        size = array.shape[3]
+    def rows_to_lanes(array, b, h, first, count, begin, size, factor, scratch, to):  # type: ignore[no-untyped-def]
+        """scratch[to + d · wide + j] = factor · array[b, h, first + j, begin + d]; other lanes 0."""
         step = array.strides[2] // array.itemsize
-        at = (b * array.strides[0] + h * array.strides[1]) // array.itemsize + first * step
+        at = (b * array.strides[0] + h * array.strides[1]) // array.itemsize + first * step + begin
         square_rows, square_size = count - count % lanes, size - size % lanes
         for j in range(0, square_rows, lanes):
             for d in range(0, square_size, lanes):
                 block_in(array, at + j * step + d, step, factor, scratch, to + d * wide + j)
         for j in range(count):
             for d in range(square_size if j < square_rows else 0, size):
-                scratch[to + d * wide + j] = array[b, h, first + j, d] * factor
+                scratch[to + d * wide + j] = array[b, h, first + j, begin + d] * factor
         for d in range(size):
             for j in range(count, wide):
                 scratch[to + d * wide + j] = zero

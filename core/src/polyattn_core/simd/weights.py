@@ -13,6 +13,7 @@ from .jit import Kernel, inline
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
+    COMPONENT_COUNT,
     ELEMENTWISE,
     ENTMAX15,
     SOFTPICK,
@@ -112,7 +113,8 @@ def weights_kernel(dtype: str) -> Kernel:
     number = np.dtype(dtype).type
     zero = number(0)
     scores_of, weights_of = score_operations(dtype), weight_operations(dtype)
-    pack, pack_rows, score_tile = scores_of.pack, scores_of.pack_rows, scores_of.score_tile
+    pack_query, pack_rows = scores_of.pack_query, scores_of.pack_rows
+    score_tile = scores_of.score_tile
     visible_keys = scores_of.visible_keys
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
 
@@ -126,11 +128,13 @@ def weights_kernel(dtype: str) -> Kernel:
         )  # fmt: skip
         batches, heads, queries, size = query.shape
         deep = plan[11]
-        length = (size + deep + 3 + rows.shape[0]) * wide
+        parts = deep if plan[COMPONENT_COUNT] > 1 else 0
+        length = (size + deep + parts + 3 + rows.shape[0]) * wide
         scratch = np.empty(length + 64, number)
         packed = aligned_start(scratch)
         scores = packed + size * wide
-        state = scores + deep * wide
+        part = scores + deep * wide
+        state = part + parts * wide
         dummy = state + 2 * wide
         rowed = dummy + wide
         seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
@@ -145,35 +149,22 @@ def weights_kernel(dtype: str) -> Kernel:
             b, h = task // heads, task % heads
             for q0 in range(0, queries, wide):
                 nq = min(wide, queries - q0)
-                pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+                pack_query(p, b, h, q0, nq, scratch, packed)
                 pack_rows(rows, b, h, q0, nq, scratch, rowed)
                 pack_state(first, second, b, h, q0, nq, scratch, state)
                 start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
                 for k0 in range(start, stop, deep):
                     nk = min(deep, stop - k0)
                     found = score_tile(
-                        p, b, h, q0, nq, k0, nk, scratch, packed, scores, dummy, rowed, -1,
-                        place, stack, seen, meta, False,
+                        p, b, h, q0, nq, k0, nk, scratch, packed, scores, part, dummy, rowed,
+                        -1, place, stack, seen, meta, False,
                     )  # fmt: skip
                     if found == EMPTY:
                         continue
                     recompute(
-                        p,
-                        found,
-                        b,
-                        h,
-                        q0,
-                        nq,
-                        k0,
-                        nk,
-                        scratch,
-                        scores,
-                        state,
-                        rowed,
-                        -1,
-                        seen,
+                        p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, -1, seen,
                         meta,
-                    )
+                    )  # fmt: skip
                     for i in range(nk):
                         for j in range(nq):
                             if found == PARTIAL and seen[i * wide + j] == 0:

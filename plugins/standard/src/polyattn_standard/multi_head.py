@@ -165,12 +165,12 @@ class MultiHead(ScaledDotProduct):
         return split_heads(projected, self.config.heads, "output")
 
     def _affine(self, name: str, array: Array) -> Array:
-        weight = self.parameters[f"{name}.weight"].astype(array.dtype, copy=False)
+        weight = self.parameters.cast(f"{name}.weight", array.dtype)
         # Tokens that are hidden may hold anything; a warning about them would mislead.
         with np.errstate(invalid="ignore", over="ignore"):
             result = array @ weight.T
         if self.config.bias:
-            result += self.parameters[f"{name}.bias"].astype(array.dtype, copy=False)
+            result += self.parameters.cast(f"{name}.bias", array.dtype)
         return np.asarray(result)
 
     def _affine_pullback(
@@ -183,5 +183,5 @@ class MultiHead(ScaledDotProduct):
         parameters[f"{name}.weight"] = flat.T @ seen
         if self.config.bias:
             parameters[f"{name}.bias"] = flat.sum(axis=0)
-        weight = self.parameters[f"{name}.weight"].astype(array.dtype, copy=False)
+        weight = self.parameters.cast(f"{name}.weight", array.dtype)
         return np.asarray(gradient @ weight)
