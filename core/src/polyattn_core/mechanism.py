@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -81,6 +81,11 @@ class Call:
         """The dtype that is computed in."""
         return self.query.dtype
 
+    def widened(self) -> Call:
+        """The same call in float32."""
+        query, key, value = (x.astype(np.float32) for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value)
+
 
 @dataclass(slots=True)
 class Gradients:
@@ -138,6 +143,11 @@ class Mechanism(ABC):
     @abstractmethod
     def _forward(self, call: Call) -> Array:
         """The output (batch, heads, queries, value size)."""
+
+    @property
+    def _narrow(self) -> bool:
+        """Does `_forward` take bfloat16 as it is, where there is no bias?"""
+        return False
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         """The output and a pullback of canonical gradients. Where `gradient` is declared."""
@@ -199,7 +209,10 @@ class Mechanism(ABC):
         """
         if diagnostics.bus.wanted(diagnostics.AttentionComputed):
             return self._attend_measured(query, key, value, mask, bias, training, rng, side)
-        call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
+        narrow = self._narrow and bias is None
+        call, lead, dtype = self._prepare(
+            query, key, value, mask, bias, training, rng, side, narrow=narrow
+        )
         return _restore(self._forward(call), lead, dtype)
 
     def attend_vjp(
@@ -466,6 +479,8 @@ class Mechanism(ABC):
         side: Mapping[str, Any],
         start: int = 0,
         total: int | None = None,
+        *,
+        narrow: bool = False,
     ) -> tuple[Call, tuple[int, ...], np.dtype[Any]]:
         query = as_array(query, "query")
         key = as_array(key, "key")
@@ -492,6 +507,8 @@ class Mechanism(ABC):
         if 0 in lead:
             raise ShapeError("query, key, value", lead, "no empty leading axis")
         working = compute_dtype(dtype, "query")
+        if narrow and dtype_name(dtype) == "bfloat16":
+            working = dtype
         keys = key.shape[-2]
         if total is not None or type(start) is not int or start:
             start, keys = _place(start, total, keys)

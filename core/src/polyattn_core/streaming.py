@@ -141,11 +141,50 @@ class StreamingMechanism(Mechanism):
             return {"position.table": rng.normal(0, 0.02, shape).astype(np.float32)}
         return {}
 
+    @property
+    def _narrow(self) -> bool:
+        found = self.__dict__.get("_halves")
+        if found is None:
+            found = self.__dict__["_halves"] = self._takes_halves()
+        return bool(found)
+
+    def _takes_halves(self) -> bool:
+        """Is the rule that of the kernel for bfloat16, and has the processor its instruction?"""
+        kind, config = type(self), self.config
+        plain = all(getattr(kind, n) is getattr(StreamingMechanism, n) for n in _RULES)
+        if self.normaliser != "softmax" or not plain or config.position or config.softcap:
+            return False
+        from .simd import halves
+
+        return not config.reproducible and halves.supported()
+
     def _forward(self, call: Call) -> Array:
         from .simd import engine
 
+        if call.dtype.name == "bfloat16":
+            found = self._forward_narrow(call)
+            if found is not None:
+                return found
+            call = call.widened()
         request, _ = self._request(call)
         return engine.forward(request).out
+
+    def _forward_narrow(self, call: Call) -> Array | None:
+        """Attention in bfloat16; None where the kernel is not made for the call."""
+        from .simd import halves, masking
+
+        if call.query.shape[-1] % 2 or call.seed is not None:
+            return None
+        if not halves.pays(call.query, call.key):
+            return None
+        mask = masking.NO_MASK
+        if call.mask is not None:
+            mask = self._encoded(call.mask, call, masking)
+        query, key, value = (x.view(np.uint16) for x in (call.query, call.key, call.value))
+        out = halves.forward(
+            query, key, value, self._scale(call), mask, self._sink(), self.config.threads
+        )
+        return out.view(call.dtype)
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         from .simd import engine
@@ -287,7 +326,13 @@ class StreamingMechanism(Mechanism):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.pop("_encoded_masks", None)
+        state.pop("_halves", None)  # of this processor
         return state
+
+
+_RULES = (
+    "_rules", "_components", "_transform", "_weight_rule", "_all_rules", "_request", "_forward",
+)  # fmt: skip
 
 
 def _bias_view(call: Call) -> tuple[Array, Array]:

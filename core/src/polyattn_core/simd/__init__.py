@@ -15,6 +15,7 @@
 ``mathematics``   elementary functions that vectorise, for rules
 ``scores``        everything between raw products and final scores of a tile
 ``forward``       the streaming kernel: soft-max, soft-pick, element-wise weights
+``halves``        the streaming kernel of bfloat16, on processors that multiply pairs of it
 ``panel``         the kernel of normalisers that need a whole row: sparsemax, entmax, top-k
 ``decode``        the kernel for few queries and many keys; ``decoding`` is its front, ``key_rules``
                   are score rules along keys

@@ -71,7 +71,7 @@ def multiply(
 Rows = Callable[[Any, int, list[Any]], list[Any]]
 
 
-def _row_blocks(builder: Any, count: Any, rows: int, carried: list[Any], body: Rows) -> list[Any]:
+def row_blocks(builder: Any, count: Any, rows: int, carried: list[Any], body: Rows) -> list[Any]:
     """Call `body(first row, rows, carried)` for all of `count` rows: blocks, then what is left.
 
     Few rows at a time cannot hide the latency of multiply-add, so what is left of large blocks goes
@@ -136,7 +136,7 @@ def _score_product(tile: target.Tile) -> Any:
 
                 places = [builder.add(maximum_, index(n * lanes)) for n in range(columns)]
                 before = [vectors.load(builder, s, place, ALIGN) for place in places]
-                most = _row_blocks(builder, keys_, tile.accumulators // columns, before, block)
+                most = row_blocks(builder, keys_, tile.accumulators // columns, before, block)
                 for place, value in zip(places, most, strict=True):
                     vectors.store(builder, value, s, place, ALIGN)
 
@@ -192,7 +192,7 @@ def _value_product(tile: target.Tile) -> Any:
                             vectors.store(builder, total, s, place(m, n), ALIGN)
                     return nothing
 
-                _row_blocks(builder, size_, tile.accumulators // columns, [], block)
+                row_blocks(builder, size_, tile.accumulators // columns, [], block)
 
             _by_columns(builder, active_, tile.columns, for_columns)
             return context.get_dummy_value()
@@ -242,7 +242,7 @@ def _lane_product(tile: target.Tile) -> Any:
                             vectors.store(builder, total, o, place(m, n))
                     return nothing
 
-                _row_blocks(builder, keys_, tile.accumulators // columns, [], block)
+                row_blocks(builder, keys_, tile.accumulators // columns, [], block)
 
             whole = builder.sub(width_, builder.srem(width_, index(wide)))
             with Loop(builder, whole, [], wide) as loop:
@@ -361,7 +361,7 @@ def _exp_shifted(tile: target.Tile) -> Any:
                         vectors.store(builder, vectors.exp2(builder, below), start, at, ALIGN)
                     return nothing
 
-                _row_blocks(builder, keys_, _UNROLL, [], block)
+                row_blocks(builder, keys_, _UNROLL, [], block)
 
             _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
