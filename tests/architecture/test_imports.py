@@ -72,7 +72,7 @@ class Rule(NamedTuple):
 
 def family_rules(package: str) -> tuple[Rule, ...]:
     return (
-        Rule(package),
+        Rule(package, (), (package,)),
         Rule(rf"{package}\.plugin", ("polyattn_core.hooks", "polyattn_core.spec", f"={package}")),
         Rule(rf"{package}(\..*)?\.config", ("pydantic", *CORE, package)),
         Rule(

@@ -18,6 +18,14 @@ class Resolver(Protocol):
     def create(self, name: str, /, **options: Any) -> Any:
         """Build the mechanism called `name`."""
 
+    def available(self) -> Sequence[str]:
+        """Names of all mechanisms."""
+        ...
+
+    def resolve(self, name: str, kind: str) -> Any:
+        """Import what an entry of some kind names: the function of a metric, say."""
+        ...
+
     def having(self, capability: str, value: object = True) -> Sequence[str]:
         """Names of mechanisms that declare a capability (or contain `value` in it)."""
 

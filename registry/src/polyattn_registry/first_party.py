@@ -98,7 +98,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "advection-diffusion",
         ),
         "sheaf": ("sheaf", "residual-sparse", "early-exit"),
-        "report": (),
+        "report": ("auto",),
         # These offer diagnostics sinks.
         "core": (),
         "sdk": (),

@@ -14,6 +14,7 @@
 ``builder``         the same by name, for plugins too
 ``AttentionPipeline``  attention with norms, residuals, feed-forward layers around it
 ``encoder_block``   one of the transformer's; ``decoder_block``, ``load_torch_layer``
+``recommend``       a mechanism for some data, and why
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
 ``register``        adds a mechanism of your own; ``prefer`` settles clashes of names
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
     from .builders import Builder, builder
     from .pipeline import AttentionPipeline, decoder_block, encoder_block, load_torch_layer
+    from .report import recommend
 
 __version__ = "0.1.0"
 
@@ -99,6 +101,7 @@ __all__ = [
     "prefer",
     "preset",
     "presets",
+    "recommend",
     "refresh",
     "register",
     "score_rule",
@@ -127,6 +130,7 @@ _ON_FIRST_USE = {
     "masks": "polyattn_core.masks",
     "pipeline": "polyattn.pipeline",
     "positions": "polyattn_core.positions",
+    "recommend": "polyattn.report:recommend",
     "score_rule": "polyattn_core.simd.rules:score_rule",
     "squared_norm": "polyattn_core.simd.rules:squared_norm",
 }

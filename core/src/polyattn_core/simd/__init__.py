@@ -21,6 +21,7 @@
                   are score rules along keys
 ``weights``       weights, entropy and column mass, recomputed tile by tile
 ``backward``      gradients by recomputation
+``edges``         sums, products and soft-max over the edges of sparse graphs
 ``threads``       work sharing between threads
 ``engine``        the front of them all: allocates, chooses a kernel, merges chunks
 ================  ===================================================================

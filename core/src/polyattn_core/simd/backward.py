@@ -16,7 +16,7 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .jit import Kernel, inline
+from .jit import Kernel, embed, inline
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .rules import call_backward
@@ -27,6 +27,7 @@ from .scores import (
     ELEMENTWISE,
     ENTMAX15,
     SCALES,
+    SOFTMAX,
     SOFTPICK,
     SPARSEMAX,
     Problem,
@@ -39,6 +40,7 @@ from .scores import (
 )
 from .tiles import tile_operations
 from .transpose import transpose_operations
+from .vector import hold, raw
 from .weights import weight_operations
 
 
@@ -78,6 +80,7 @@ def backward_kernel(dtype: str) -> Kernel:
     )
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
     value_product, lane_product = ops.value_product, ops.lane_product
+    gradient_step = ops.gradient_step
 
     @inline
     def lay_rows(array, b, h, first, count, begin, size, factor, clean, scratch, to, padded):  # type: ignore[no-untyped-def]
@@ -92,7 +95,7 @@ def backward_kernel(dtype: str) -> Kernel:
             for d in range(size):
                 scratch[to + j * padded + d] = zero
 
-    @inline
+    @embed
     def to_query(key, clean, b, h, nq, k0, nk, begin, size, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
         """output[d, lane] += key[:, begin + d] · gradient[:, lane]."""
         step = key.strides[2] // key.itemsize
@@ -114,7 +117,7 @@ def backward_kernel(dtype: str) -> Kernel:
             return one if weight > zero else zero
         return np.sqrt(weight)
 
-    @inline
+    @embed
     def drop_both(p, b, h, q0, k0, nk, scratch, weights, gradient, dropped):  # type: ignore[no-untyped-def]
         """Dropout of the forward pass again: on a copy of the weights, and on dP."""
         keep = p.numbers[1]
@@ -169,6 +172,7 @@ def backward_kernel(dtype: str) -> Kernel:
         flat_key, flat_value = d_key.reshape(d_key.size), d_value.reshape(d_value.size)
         flat_columns = d_columns.reshape(d_columns.size)
         flat_parameters = d_parameters.reshape(d_parameters.size)
+        quick = normaliser == SOFTMAX and plan[5] < 0
         implicit = normaliser == SPARSEMAX or normaliser == ENTMAX15
 
         row_space = max(rows.shape[0], 1) * wide
@@ -179,8 +183,8 @@ def backward_kernel(dtype: str) -> Kernel:
         lines = size + value_size + size + (5 + chain) * deep + 8
         length = lines * wide + 2 * row_space
         length += wide * (size_padded + value_padded) + deep * max(size, value_size)
-        scratch = np.empty(length + 64, number)
-        packed = aligned_start(scratch)
+        memory = np.empty(length + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         packed_out = packed + size * wide
         to_q = packed_out + value_size * wide
         scores = to_q + size * wide
@@ -197,10 +201,11 @@ def backward_kernel(dtype: str) -> Kernel:
         laid = d_rowed + row_space
         laid_out = laid + wide * size_padded
         safe = laid_out + wide * value_padded
-        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
+        octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
         for j in range(wide):
             scratch[ones + j] = one
         for x in range(wide * (size_padded + value_padded)):
@@ -262,10 +267,11 @@ def backward_kernel(dtype: str) -> Kernel:
                         if normaliser == SOFTPICK:
                             for y in range(nk * wide):
                                 scratch[final + y] = scratch[scores + y]
-                        recompute(
-                            p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, stages,
-                            seen, meta,
-                        )  # fmt: skip
+                        if not quick:
+                            recompute(
+                                p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed,
+                                stages, seen, meta,
+                            )  # fmt: skip
                         if normaliser == ELEMENTWISE and nq < wide:
                             # Lanes without a query: a rule may make anything of their scores.
                             for i in range(nk):
@@ -276,6 +282,8 @@ def backward_kernel(dtype: str) -> Kernel:
                             incoming, dummy,
                         )  # fmt: skip
                         weights = scores
+                        if quick:
+                            gradient_step(scratch, scores, incoming, state, deltas, nk, active)
                         if plan[5] >= 0:
                             drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)
                             weights = dropped
@@ -293,7 +301,7 @@ def backward_kernel(dtype: str) -> Kernel:
                             ((b * key_heads + key_head) * keys + k0) * value_padded, nk,
                             value_padded, value_padded,
                         )  # fmt: skip
-                        for i in range(nk):
+                        for i in range(0 if quick else nk):
                             at = i * wide
                             for j in range(nq):
                                 weight = scratch[scores + at + j]
@@ -320,8 +328,11 @@ def backward_kernel(dtype: str) -> Kernel:
                                 if normaliser != ELEMENTWISE and normaliser != SOFTPICK:
                                     result = zero if weight == zero else result
                                 scratch[incoming + at + j] = result
-                            for j in range(nq, wide):
-                                scratch[incoming + at + j] = zero
+                        if chain > 0 or not quick:
+                            # Rules look at all lanes.
+                            for i in range(nk):
+                                for j in range(nq, wide):
+                                    scratch[incoming + i * wide + j] = zero
                         if normaliser == ELEMENTWISE:
                             through_rules(
                                 p, chain - 1, chain, b, h, key_head, task, q0, k0, nk, scratch,
@@ -377,6 +388,7 @@ def backward_kernel(dtype: str) -> Kernel:
                 for j in range(nq):
                     for r in range(rows.shape[0]):
                         d_rows[chunk, r, b, h, q0 + j] = scratch[d_rowed + r * wide + j]
+        hold(memory, octet_memory, integer_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..errors import KernelError
 from . import decoding, masking, target, threads
 from .backward import backward_kernel
 from .forward import forward_kernel
+from .jit import Kernel
 from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
 from .rules import EncodedRules, ScoreRule, Statistic, encode_rules
@@ -246,31 +247,91 @@ def _threads(request: Request) -> int:
     return min(request.threads or threads.limit(), threads.limit())
 
 
+def _route(request: Request) -> tuple[int, int, Callable[[str], Kernel]]:
+    """Tasks, threads and kernel of a forward call."""
+    query = request.query
+    batch, heads, queries = query.shape[:3]
+    workers = _threads(request)
+    tasks = batch * heads * -(-queries // target.tile(_NAMES[query.dtype]).queries)
+    return tasks, workers, panel_kernel if request.normaliser in _PANEL else forward_kernel
+
+
+def _few_rows(request: Request) -> bool:
+    """Is each row by itself faster than a tile?"""
+    if request.normaliser != SOFTMAX or request.reproducible or request.components:
+        return False
+    _, heads, queries, _ = request.query.shape
+    shared = heads // request.key.shape[1] * queries
+    few = shared <= _FEW_ROWS and request.key.shape[2] >= _LEAST_CHUNK
+    return few and request.seed < 0 and decoding.supports(request.rules)
+
+
+def _splits(request: Request, tasks: int, workers: int) -> bool:
+    """Are keys attended to in chunks, as there are too few tasks otherwise?"""
+    return tasks < workers and request.normaliser == SOFTMAX and not request.reproducible
+
+
 def forward(request: Request) -> State:
     """Attend."""
     query = request.query
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
-    workers = _threads(request)
-    tasks = batch * heads * -(-queries // target.tile(dtype).queries)
-    by_keys = request.normaliser == SOFTMAX and not request.reproducible
-    if by_keys and request.key.shape[2] >= _LEAST_CHUNK:
-        shared = heads // request.key.shape[1] * queries
-        simple = not request.components and request.seed < 0
-        if shared <= _FEW_ROWS and simple and decoding.supports(request.rules):
-            return _decode(request)
-    if tasks < workers and by_keys:
+    if _few_rows(request):
+        return _decode(request)
+    tasks, workers, make = _route(request)
+    if _splits(request, tasks, workers):
         return _forward_in_chunks(request, tasks, workers)
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
     first = np.zeros((batch, heads, queries), dtype)
     second = np.zeros((batch, heads, queries), dtype)
-    kernel = (panel_kernel if request.normaliser in _PANEL else forward_kernel)(dtype)
-    threads.run(kernel.compile(), (*_arguments(request), out, first, second), tasks, workers)
+    threads.run(make(dtype).compile(), (*_arguments(request), out, first, second), tasks, workers)
     if request.normaliser == TOP_K:
         # Like the soft-max, the weights are taken from the denominator; the threshold is second.
         first, second = second, first
     return State(out, first, second)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A forward call in which only the arrays are missing; see :func:`plan`."""
+
+    kernel: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    dtype: str
+    tasks: int
+    workers: int
+
+    def __call__(self, query: Array, key: Array, value: Array) -> Array:
+        """Attend with arrays of the dtype and the shapes that this was made for."""
+        out = np.empty(self.shape, self.dtype).transpose(0, 2, 1, 3)
+        unused = np.empty(self.rows, self.dtype)
+        arguments = (query, key, value, *self.arguments, out, unused, unused)
+        threads.run(self.kernel, arguments, self.tasks, self.workers)
+        return out
+
+
+def plan(request: Request) -> Plan | None:
+    """What of a request repeats in each call of its shapes; None where that is not all.
+
+    For a soft-max whose rules look at no statistics, where the keys are attended to in one go.
+    """
+    query = request.query
+    dtype = _NAMES[query.dtype]
+    batch, heads, queries = query.shape[:3]
+    tasks, workers, kernel = _route(request)
+    if kernel is not forward_kernel or request.normaliser != SOFTMAX:
+        return None
+    if _few_rows(request) or _splits(request, tasks, workers):
+        return None
+    if any(rule.row or rule.column for rule, _ in request.all_rules()):
+        return None
+    shape = (batch, queries, heads, request.value.shape[3])
+    arguments = _arguments(request)[3:]
+    rows = (batch, heads, queries)
+    return Plan(forward_kernel(dtype).compile(), arguments, shape, rows, dtype, tasks, workers)
 
 
 def _decode(request: Request) -> State:

@@ -8,7 +8,7 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .jit import Kernel, inline
+from .jit import Kernel, embed
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
@@ -24,6 +24,7 @@ from .scores import (
 )
 from .tiles import tile_operations
 from .transpose import transpose_operations
+from .vector import hold, raw
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def forward_kernel(dtype: str) -> Kernel:
     lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     weigh, drop, accumulate = scores_of.weigh, scores_of.drop, scores_of.accumulate
 
-    @inline
+    @embed
     def softpick_step(scratch, scores, statistics, nk, active, found, seen):  # type: ignore[no-untyped-def]
         """Soft-max step, then weights max(eˢ − 1, 0) with denominator Σ|eˢ − 1|, shifted alike."""
         softmax_step(scratch, scores, statistics, nk, active)
@@ -87,18 +88,19 @@ def forward_kernel(dtype: str) -> Kernel:
         parts = deep if plan[COMPONENT_COUNT] > 1 else 0
         length = (size + deep + parts + value_size + 4 + rows.shape[0]) * wide
         length += deep * value_size
-        scratch = np.empty(length + 64, number)
-        packed = aligned_start(scratch)
+        memory = np.empty(length + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         scores = packed + size * wide
         part = scores + deep * wide
         output = part + parts * wide
         statistics = output + value_size * wide
         rowed = statistics + 4 * wide
         safe = rowed + rows.shape[0] * wide
-        seen = np.empty(depth * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
+        octet_memory = np.empty(depth * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
 
         while True:
             task = take_task(counter)
@@ -115,8 +117,9 @@ def forward_kernel(dtype: str) -> Kernel:
             active = (nq + lanes - 1) // lanes
             pack_query(p, b, h, q0, nq, scratch, packed)
             pack_rows(rows, b, h, q0, nq, scratch, rowed)
-            for x in range(value_size * wide):
-                scratch[output + x] = zero
+            for d in range(value_size):
+                for j in range(active * lanes):
+                    scratch[output + d * wide + j] = zero
             for j in range(wide):
                 scratch[statistics + j] = zero if normaliser == SOFTPICK else lowest
                 scratch[statistics + wide + j] = zero
@@ -181,6 +184,7 @@ def forward_kernel(dtype: str) -> Kernel:
                     for d in range(value_size):
                         scratch[output + d * wide + j] = zero
             lanes_to_rows(scratch, output, statistics + 2 * wide, out, to, h, q0, nq)
+        hold(memory, octet_memory, integer_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

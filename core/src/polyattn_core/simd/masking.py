@@ -284,7 +284,7 @@ def fill(steps, integers, octets, batch, head, first, count, queries, key, width
                 out[top * size + x] ^= 1
             continue
         top += 1
-        tile = out[top * size : (top + 1) * size]
+        tile = top * size
         start = steps[i, 3] + batch * steps[i, 4] + head * steps[i, 5]
         if code == BAND:
             for k in range(width):
@@ -293,7 +293,7 @@ def fill(steps, integers, octets, batch, head, first, count, queries, key, width
                 highest = np.int32(min(max(key + k - first - steps[i, 1], -1), wide - 1))
                 for j in range(wide):
                     inside = (np.int32(j) >= lowest) & (np.int32(j) <= highest)
-                    tile[k * wide + j] = np.uint8(inside)
+                    out[tile + k * wide + j] = np.uint8(inside)
         elif code == BELOW or code == KEYS:
             for k in range(width):
                 if code == BELOW:
@@ -301,36 +301,34 @@ def fill(steps, integers, octets, batch, head, first, count, queries, key, width
                 else:
                     seen = np.uint8(octets[start + key + k] != 0)
                 for j in range(wide):
-                    tile[k * wide + j] = seen
+                    out[tile + k * wide + j] = seen
         elif code == EQUAL:
             for k in range(width):
                 own = integers[start + queries + key + k]
                 for j in range(count):
-                    tile[k * wide + j] = np.uint8(integers[start + first + j] == own)
+                    out[tile + k * wide + j] = np.uint8(integers[start + first + j] == own)
         elif code == QUERIES:
             for k in range(width):
                 for j in range(count):
-                    tile[k * wide + j] = np.uint8(octets[start + first + j] != 0)
+                    out[tile + k * wide + j] = np.uint8(octets[start + first + j] != 0)
         elif code == MODULO:
             for k in range(width):
                 for j in range(wide):
                     distance = first + j + steps[i, 2] - key - k
-                    tile[k * wide + j] = np.uint8(distance % steps[i, 1] == 0)
+                    out[tile + k * wide + j] = np.uint8(distance % steps[i, 1] == 0)
         elif code == BLOCKS:
             for j in range(count):
                 row = start + (first + j) // steps[i, 1] * steps[i, 6]
                 for k in range(width):
                     seen = octets[row + (key + k) // steps[i, 2] * steps[i, 7]]
-                    tile[k * wide + j] = np.uint8(seen != 0)
+                    out[tile + k * wide + j] = np.uint8(seen != 0)
         elif code == DENSE:
             for j in range(count):
                 row = start + (first + j) * steps[i, 6] + key * steps[i, 7]
                 for k in range(width):
-                    tile[k * wide + j] = np.uint8(octets[row + k * steps[i, 7]] != 0)
+                    out[tile + k * wide + j] = np.uint8(octets[row + k * steps[i, 7]] != 0)
         elif code == PREDICATE:
-            _call_predicate(
-                steps[i, 1], batch, head, first, count, key, width, out, top * size, wide
-            )
+            _call_predicate(steps[i, 1], batch, head, first, count, key, width, out, tile, wide)
     # At the end, as a `not` would have turned it round.
     for k in range(width):
         for j in range(count, wide):
@@ -344,8 +342,8 @@ PLACE_SIZE = 9
 
 def _key_range(steps, count, integers, octets, place, stack, seen):  # type: ignore[no-untyped-def]
     low, high = key_range(
-        carray(steps, (count, _WIDTH)), carray(integers, 1), place[BATCH], place[FIRST],
-        place[COUNT], place[KEY_COUNT], carray(stack, 2 * count), carray(stack, 2 * count)[count:],
+        carray(steps, (count, _WIDTH)), integers, place[BATCH], place[FIRST],
+        place[COUNT], place[KEY_COUNT], stack, carray(stack, 2 * count)[count:],
     )  # fmt: skip
     stack[0], stack[1] = low, high
     return 0
@@ -353,17 +351,17 @@ def _key_range(steps, count, integers, octets, place, stack, seen):  # type: ign
 
 def _classify(steps, count, integers, octets, place, stack, seen):  # type: ignore[no-untyped-def]
     return classify(
-        carray(steps, (count, _WIDTH)), carray(integers, 1), carray(octets, 1), place[BATCH],
+        carray(steps, (count, _WIDTH)), integers, octets, place[BATCH],
         place[HEAD], place[FIRST], place[COUNT], place[QUERY_COUNT], place[KEY], place[WIDTH],
-        carray(stack, count),
+        stack,
     )  # fmt: skip
 
 
 def _fill(steps, count, integers, octets, place, stack, seen):  # type: ignore[no-untyped-def]
     fill(
-        carray(steps, (count, _WIDTH)), carray(integers, 1), carray(octets, 1), place[BATCH],
+        carray(steps, (count, _WIDTH)), integers, octets, place[BATCH],
         place[HEAD], place[FIRST], place[COUNT], place[QUERY_COUNT], place[KEY], place[WIDTH],
-        place[WIDE], carray(seen, count * place[WIDTH] * place[WIDE]),
+        place[WIDE], seen,
     )  # fmt: skip
     return 0
 

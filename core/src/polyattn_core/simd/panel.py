@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import target
-from .jit import Kernel, inline
+from .jit import Kernel, embed
 from .masking import PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
@@ -29,6 +29,7 @@ from .scores import (
     take_task,
 )
 from .transpose import transpose_operations
+from .vector import hold, raw
 
 _NEWTON_STEPS = 100  # never reached: sparsemax ends after finitely many, entmax quadratically
 
@@ -73,8 +74,8 @@ def panel_kernel(dtype: str) -> Kernel:
     lanes_to_rows = transpose_operations(dtype).lanes_to_rows
     drop, accumulate, visible_keys = scores_of.drop, scores_of.accumulate, scores_of.visible_keys
 
-    @inline
-    def solve_threshold(scratch, panel, count, most, threshold, total, moment, squared):  # type: ignore[no-untyped-def]
+    @embed
+    def solve_threshold(scratch, panel, count, nq, most, threshold, total, moment, squared):  # type: ignore[no-untyped-def]
         """Newton steps from the left, where they rise monotonically to the root.
 
         Scores are relative to their maximum, so that thresholds lie between −1 and 0 and lose no
@@ -99,7 +100,7 @@ def panel_kernel(dtype: str) -> Kernel:
                         scratch[total + j] += above
                         scratch[moment + j] += one if above > zero else zero
             moving = False
-            for j in range(wide):
+            for j in range(nq):
                 if scratch[most + j] == lowest:
                     continue
                 step = (scratch[total + j] - one) / scratch[moment + j]
@@ -109,8 +110,8 @@ def panel_kernel(dtype: str) -> Kernel:
             if not moving:
                 break
 
-    @inline
-    def solve_rank(scratch, panel, count, k, threshold, low, high):  # type: ignore[no-untyped-def]
+    @embed
+    def solve_rank(scratch, panel, count, k, threshold, low, high, counts):  # type: ignore[no-untyped-def]
         """The k-th largest score, by bisection over the ordered whole numbers of floats."""
         for j in range(wide):
             low[j] = ordered_lowest
@@ -120,7 +121,8 @@ def panel_kernel(dtype: str) -> Kernel:
                 # Rounded up; written so that it cannot overflow.
                 middle = (low[j] & high[j]) + ((low[j] ^ high[j]) >> 1) + ((low[j] ^ high[j]) & 1)
                 scratch[threshold + j] = _ordered(bits(middle))
-            counts = np.zeros(wide, bits)
+            for j in range(wide):
+                counts[j] = bits(0)
             for i in range(count):
                 at = panel + i * wide
                 for j in range(wide):
@@ -152,8 +154,8 @@ def panel_kernel(dtype: str) -> Kernel:
         parts = deep if plan[COMPONENT_COUNT] > 1 else 0
         length = (size + keys + parts + value_size + 8 + rows.shape[0]) * wide
         length += deep * value_size
-        scratch = np.empty(length + 64, number)
-        packed = aligned_start(scratch)
+        memory = np.empty(length + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         panel = packed + size * wide
         part = panel + keys * wide
         output = part + parts * wide
@@ -162,12 +164,14 @@ def panel_kernel(dtype: str) -> Kernel:
         ones, moment = most + 4 * wide, most + 5 * wide
         rowed = most + 8 * wide
         safe = rowed + rows.shape[0] * wide
-        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
-        low = np.empty(wide, bits)
-        high = np.empty(wide, bits)
+        octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
+        rank_memory = np.empty(3 * wide, bits)
+        low, high = raw(rank_memory), raw(rank_memory[wide:])
+        counts = raw(rank_memory[2 * wide :])
 
         while True:
             task = take_task(counter)
@@ -205,7 +209,15 @@ def panel_kernel(dtype: str) -> Kernel:
                         if scratch[most + j] != lowest:
                             scratch[at + j] -= scratch[most + j]
                 solve_threshold(
-                    scratch, panel, count, most, threshold, sums, moment, normaliser == ENTMAX15
+                    scratch,
+                    panel,
+                    count,
+                    nq,
+                    most,
+                    threshold,
+                    sums,
+                    moment,
+                    normaliser == ENTMAX15,
                 )
                 for i in range(count):
                     at = panel + i * wide
@@ -219,7 +231,7 @@ def panel_kernel(dtype: str) -> Kernel:
                             # max(NaN, 0) would hide a score that is not a number.
                             scratch[at + j] = zero if weight < zero else weight
             else:
-                solve_rank(scratch, panel, count, plan[6], threshold, low, high)
+                solve_rank(scratch, panel, count, plan[6], threshold, low, high, counts)
                 for j in range(wide):
                     if scratch[most + j] == lowest:
                         scratch[most + j] = zero
@@ -257,6 +269,7 @@ def panel_kernel(dtype: str) -> Kernel:
                         log_denominator[b, h, q0 + j] += np.log(scratch[sums + j])
                 scratch[ones + j] = factor
             lanes_to_rows(scratch, output, ones, out, b, h, q0, nq)
+        hold(memory, octet_memory, integer_memory, rank_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     signature = types.void(

@@ -12,7 +12,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import target
-from .jit import inline
+from .jit import embed, inline
 from .masking import (
     BATCH,
     COUNT,
@@ -117,7 +117,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
     tile_maximum = ops.tile_maximum
     rows_to_lanes = transpose_operations(dtype).rows_to_lanes
 
-    @inline
+    @embed
     def pack_rows(statistics, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
         """Row statistics of a tile's queries; lanes without a query repeat the first."""
         for r in range(statistics.shape[0]):
@@ -125,7 +125,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 lane = first + j if j < count else first
                 scratch[to + r * wide + j] = statistics[r, b, h, lane]
 
-    @inline
+    @embed
     def pack_query(p, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
         """Queries as lanes, each component times its scale."""
         for c in range(p.plan[COMPONENT_COUNT]):
@@ -146,7 +146,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
             key, at, step, nk, scratch, queries + begin * wide, scores, maximum, size, active
         )
 
-    @inline
+    @embed
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
         by_query = bias.strides[2]
         for i in range(nk):
@@ -159,7 +159,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 for j in range(nq):
                     scratch[at + j] += bias[b, h, q0 + j, k0 + i]
 
-    @inline
+    @embed
     def score_tile(
         p,
         b,
@@ -225,7 +225,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
             tile_maximum(scratch, scores, maximum, nk, (nq + lanes - 1) // lanes)
         return found
 
-    @inline
+    @embed
     def visible_keys(p, b, h, q0, nq, place, stack, seen):  # type: ignore[no-untyped-def]
         """Range of this call's keys outside which nothing is visible to these queries."""
         plan = p.plan
@@ -258,7 +258,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 parameter,
             )  # fmt: skip
 
-    @inline
+    @embed
     def weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, stages, seen, meta):  # type: ignore[no-untyped-def]
         """Element-wise weights from scores: the last rule, and 0 where invisible."""
         last = p.rules.shape[0]
@@ -267,7 +267,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
             for x in range(nk * wide):
                 scratch[scores + x] = scratch[scores + x] if seen[x] != 0 else zero
 
-    @inline
+    @embed
     def drop(p, b, h, q0, k0, nk, scratch, weights):  # type: ignore[no-untyped-def]
         """Dropout on the weights of a tile."""
         seed, keep = p.plan[5], p.numbers[1]
@@ -278,7 +278,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 stays = kept(seed, b, h, q0 + j, p.plan[1] + k0 + i, keep)
                 scratch[at + j] = scratch[at + j] * factor if stays else zero
 
-    @inline
+    @embed
     def accumulate(p, found, b, h, nq, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
         """Output = output · rescale + Vᵀ · weightsᵀ.
 
@@ -310,7 +310,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
                         if seen[i * wide + j] != 0:
                             scratch[output + d * wide + j] += scratch[weights + i * wide + j] * x
 
-    @inline
+    @embed
     def finite(array, b, h, first, count):  # type: ignore[no-untyped-def]
         """Are all numbers of these rows finite?"""
         probe = zero

@@ -371,6 +371,51 @@ def _exp_shifted(tile: target.Tile) -> Any:
     return exp_shifted
 
 
+def _gradient_step(tile: target.Tile) -> Any:
+    """Scores become weights P = exp(S − shift), and dP becomes dS = P ∘ (dP − δ).
+
+    Where a weight is 0 its gradient is too, whatever the value behind it is.
+    """
+    vectors = Vectors(tile.dtype, tile.lanes)
+    wide = tile.queries
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def gradient_step(typing, scratch, scores, incoming, shifts, deltas, keys, active):  # type: ignore[no-untyped-def]
+        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            scratch_, scores_, incoming_, shifts_, deltas_, keys_, active_ = args
+            s = pointer(context, builder, signature.args[0], scratch_)
+            sharp, zero = vectors.constant(_LOG2_E), vectors.constant(0.0)
+
+            def column(offset: Any) -> None:
+                shift = vectors.load(builder, s, builder.add(shifts_, offset), ALIGN)
+                delta = vectors.load(builder, s, builder.add(deltas_, offset), ALIGN)
+                start = builder.gep(s, [builder.add(scores_, offset)])
+                upstream = builder.gep(s, [builder.add(incoming_, offset)])
+
+                def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
+                    for m in range(rows):
+                        at = builder.mul(builder.add(first, index(m)), index(wide))
+                        score = vectors.load(builder, start, at, ALIGN)
+                        below = builder.fmul(builder.fsub(score, shift), sharp)
+                        weight = vectors.exp2(builder, below)
+                        vectors.store(builder, weight, start, at, ALIGN)
+                        change = vectors.load(builder, upstream, at, ALIGN)
+                        change = builder.fmul(weight, builder.fsub(change, delta))
+                        none = builder.fcmp_ordered("==", weight, zero)
+                        change = builder.select(none, zero, change)
+                        vectors.store(builder, change, upstream, at, ALIGN)
+                    return nothing
+
+                row_blocks(builder, keys_, _UNROLL, [], block)
+
+            _each_column(tile, builder, active_, column)
+            return context.get_dummy_value()
+
+        return types.void(scratch, _INT, _INT, _INT, _INT, _INT, _INT), emit
+
+    return gradient_step
+
+
 def _tile_maximum(tile: target.Tile) -> Any:
     """The tile's maximum anew, after its scores were changed."""
     vectors = Vectors(tile.dtype, tile.lanes)
@@ -409,5 +454,6 @@ def tile_operations(dtype: str) -> SimpleNamespace:
         lane_product=_lane_product(tile),
         softmax_step=_softmax_step(tile),
         exp_shifted=_exp_shifted(tile),
+        gradient_step=_gradient_step(tile),
         tile_maximum=_tile_maximum(tile),
     )

@@ -12,8 +12,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import target
-from .jit import inline
-from .vector import I32, Vectors, index, pointer
+from .jit import embed
+from .vector import I32, Vectors, index, pointer, raw
 
 _INT = types.intp
 
@@ -97,23 +97,26 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
     block_in, block_out = _block_in(vectors, wide), _block_out(vectors, wide)
     zero = np.dtype(dtype).type(0)
 
-    @inline
+    @embed
     def rows_to_lanes(array, b, h, first, count, begin, size, factor, scratch, to):  # type: ignore[no-untyped-def]
-        """scratch[to + d · wide + j] = factor · array[b, h, first + j, begin + d]; other lanes 0."""
+        """scratch[to + d · wide + j] = factor · array[b, h, first + j, begin + d], or 0."""
         step = array.strides[2] // array.itemsize
         at = (b * array.strides[0] + h * array.strides[1]) // array.itemsize + first * step + begin
         square_rows, square_size = count - count % lanes, size - size % lanes
         for j in range(0, square_rows, lanes):
             for d in range(0, square_size, lanes):
                 block_in(array, at + j * step + d, step, factor, scratch, to + d * wide + j)
+        numbers = raw(array)
         for j in range(count):
             for d in range(square_size if j < square_rows else 0, size):
-                scratch[to + d * wide + j] = array[b, h, first + j, begin + d] * factor
-        for d in range(size):
-            for j in range(count, wide):
-                scratch[to + d * wide + j] = zero
+                scratch[to + d * wide + j] = numbers[at + j * step + d] * factor
+        used = (count + lanes - 1) // lanes * lanes
+        if count < used:
+            for d in range(size):
+                for j in range(count, used):
+                    scratch[to + d * wide + j] = zero
 
-    @inline
+    @embed
     def lanes_to_rows(scratch, at, factors, array, b, h, first, count):  # type: ignore[no-untyped-def]
         """array[b, h, first + j, d] = scratch[at + d · wide + j] · scratch[factors + j]."""
         size = array.shape[3]
@@ -123,8 +126,9 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
         for j in range(0, square_rows, lanes):
             for d in range(0, square_size, lanes):
                 block_out(scratch, at + d * wide + j, factors + j, array, to + j * step + d, step)
+        numbers = raw(array)
         for j in range(count):
             for d in range(square_size if j < square_rows else 0, size):
-                array[b, h, first + j, d] = scratch[at + d * wide + j] * scratch[factors + j]
+                numbers[to + j * step + d] = scratch[at + d * wide + j] * scratch[factors + j]
 
     return SimpleNamespace(rows_to_lanes=rows_to_lanes, lanes_to_rows=lanes_to_rows)

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -54,9 +55,36 @@ def index(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
 
 
-def pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-    """Address of the first element of an array argument."""
-    return context.make_array(array_type)(context, builder, array).data
+def pointer(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    """Address of the first element of an array argument, which may be a pointer already."""
+    if isinstance(kind, types.CPointer):
+        return array
+    return context.make_array(kind)(context, builder, array).data
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def raw(typing, array):  # type: ignore[no-untyped-def]
+    """A pointer to the first element, for indices that are known to be inside.
+
+    An index of an array may be negative and then counts from the end, which makes addresses
+    that LLVM does not see through: loops over them become scatters and gathers. Whoever takes
+    a pointer keeps the array alive, with :func:`hold` after its last use.
+    """
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return pointer(context, builder, signature.args[0], args[0])
+
+    return types.CPointer(array.dtype)(array), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def hold(typing, *arrays):  # type: ignore[no-untyped-def]
+    """Does nothing; arrays live until here."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return context.get_dummy_value()
+
+    return types.void(types.StarArgTuple.from_types(arrays)), emit
 
 
 @dataclass(frozen=True)

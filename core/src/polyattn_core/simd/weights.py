@@ -9,7 +9,7 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .jit import Kernel, inline
+from .jit import Kernel, embed
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
 from .scores import (
@@ -27,6 +27,7 @@ from .scores import (
     take_task,
 )
 from .tiles import tile_operations
+from .vector import hold, raw
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def weight_operations(dtype: str) -> SimpleNamespace:
     exp_shifted = tile_operations(dtype).exp_shifted
     weigh = score_operations(dtype).weigh
 
-    @inline
+    @embed
     def pack_state(first, second, b, h, q0, nq, scratch, to):  # type: ignore[no-untyped-def]
         """What the forward kernel left for each query: two rows; neutral in empty rows.
 
@@ -53,7 +54,7 @@ def weight_operations(dtype: str) -> SimpleNamespace:
             scratch[to + j] = zero if x == lowest else x
             scratch[to + wide + j] = y
 
-    @inline
+    @embed
     def recompute(
         p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, stages, seen, meta
     ):  # type: ignore[no-untyped-def]
@@ -130,17 +131,18 @@ def weights_kernel(dtype: str) -> Kernel:
         deep = plan[11]
         parts = deep if plan[COMPONENT_COUNT] > 1 else 0
         length = (size + deep + parts + 3 + rows.shape[0]) * wide
-        scratch = np.empty(length + 64, number)
-        packed = aligned_start(scratch)
+        memory = np.empty(length + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         scores = packed + size * wide
         part = scores + deep * wide
         state = part + parts * wide
         dummy = state + 2 * wide
         rowed = dummy + wide
-        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
+        octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
         # One task owns a head: its column masses are summed by nobody else.
         while True:
             task = take_task(counter)
@@ -176,6 +178,7 @@ def weights_kernel(dtype: str) -> Kernel:
                                 column_mass[b, h, k0 + i] += weight
                             if entropy.size > 0 and weight > zero:
                                 entropy[b, h, q0 + j] -= weight * np.log(weight)
+        hold(memory, octet_memory, integer_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
     state_type = types.Array(number_type, 3, "C", readonly=True)

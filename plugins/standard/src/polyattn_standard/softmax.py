@@ -74,6 +74,8 @@ class Cosine(StreamingMechanism):
     True
     """
 
+    by_row = True
+
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         gains = np.full(self.config.heads, self.config.scale, np.float64)
         return {**super()._initial_parameters(rng), "gain": gains}

@@ -39,6 +39,10 @@ ENTRIES = (
     Entry(
         "compare", _WORK, "Compare mechanisms on a data set.", "polyattn.compare.command:compare"
     ),
+    Entry(
+        "report", _WORK, "Say how healthy attention is on a data set, and which mechanism to take.",
+        "polyattn.report.command:report",
+    ),
     Entry("plugins", _KEEP, "List installed plugins.", "polyattn.cli.checking:plugins"),
     Entry(
         "doctor", _KEEP, "Check the installation: versions, processor, cache, plugins.",

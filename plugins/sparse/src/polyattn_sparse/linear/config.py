@@ -40,3 +40,15 @@ class FavorConfig(AttentionConfig):
     """Factor of the scores whose soft-max is approximated; 1/√(head size) by default."""
     seed: int = Field(default=0, ge=0, lt=1 << 64)
     """Seed of the projections. All heads share them."""
+
+
+class CosformerConfig(AttentionConfig):
+    """Options of `cosformer`."""
+
+    causal: bool = False
+    """Hide later keys; with more keys than queries, the last query is at the last key."""
+    horizon: int | None = Field(default=None, ge=1)
+    """Distance at which weights reach 0; the tokens of the longer side by default."""
+    epsilon: float = Field(default=1e-6, ge=0)
+    """Added to the normaliser: draws the output towards 0 where a query has little in common with
+    all keys."""

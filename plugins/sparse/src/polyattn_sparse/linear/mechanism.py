@@ -13,8 +13,9 @@ from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 from polyattn_core.partial import PartialState
 
-from .config import FavorConfig, LinearConfig
-from .features import augmented, draw, visible_counts
+from ..visibility import visible_counts
+from .config import CosformerConfig, FavorConfig, LinearConfig
+from .features import augmented, draw
 
 if TYPE_CHECKING:
     from .kernels.engine import FeatureMap
@@ -25,7 +26,7 @@ _COLUMNS = 256  # of weights that are computed at once
 class KernelFeatureMechanism(Mechanism):
     """Attention whose weights are products of features of the query and of the key."""
 
-    config: LinearConfig | FavorConfig
+    config: LinearConfig | FavorConfig | CosformerConfig
 
     @abstractmethod
     def _features(self, call: Call) -> FeatureMap:

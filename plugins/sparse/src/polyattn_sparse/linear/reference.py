@@ -95,3 +95,22 @@ def random_projection(size: int, count: int, seed: int, orthogonal: bool) -> Arr
         blocks.append((rotation * np.sign(np.diag(triangle))).T)
     lengths = np.linalg.norm(rng.standard_normal((count, size)), axis=1)
     return np.asarray(np.concatenate(blocks)[:count] * lengths[:, None])
+
+
+def cosformer(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Mapping[str, Any] | None = None,
+) -> Array:  # fmt: skip
+    """Σ relu(q)·relu(k) cos(π(i − j)/2M) v / (Σ … + ε) over the visible pairs."""
+    key, value = repeat_heads(query, key, value)
+    queries, keys = query.shape[-2], key.shape[-2]
+    distance = np.arange(queries)[:, None] + keys - queries - np.arange(keys)
+    horizon = config.horizon or max(queries, keys)
+    weights = np.maximum(query, 0) @ np.maximum(key, 0).swapaxes(-1, -2)
+    weights = weights * np.cos(math.pi / 2 * distance / horizon)
+    if mask is not None:
+        weights = np.where(mask, weights, 0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return np.where(
+        total == 0, 0, weights @ value / np.where(total == 0, 1, total + config.epsilon)
+    )

@@ -1,0 +1,179 @@
+"""Inverse functions that vectorise, for score rules: log1p, acosh1p, and the arc function.
+
+Like :mod:`polyattn_core.simd.mathematics` they are straight-line code in the precision of their
+argument. `arc` is what makes distances smooth in the curvature κ: with s = sn_κ(d/2),
+
+    d = 2 s · arc(κ s²),   arc(t) = arcsin(√t)/√t for t > 0, arsinh(√−t)/√−t for t < 0, arc(0) = 1
+
+is one analytic function for spheres (κ > 0), the plane and hyperbolic spaces (κ < 0). LLVM does not
+vectorise its two sides together: where only 0 ≤ t ≤ 1 comes, `arc_positive` is many times faster.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+from .mathematics import _IN_ORDER, _floating, _not_compiled, _power_of_two
+
+log1p = _not_compiled("log1p")
+acosh1p = _not_compiled("acosh1p")
+arc = _not_compiled("arc")
+arc_slope = _not_compiled("arc_slope")
+arc_positive = _not_compiled("arc_positive")
+
+_TERMS = {types.float32: (5, 12), types.float64: (11, 25)}
+"""Terms of the series of log and of arc that reach the precision of the type."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _exponent(typing, x):  # type: ignore[no-untyped-def]
+    """⌊log₂ x⌋ of a positive normal number, as a number of the same type."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        single = isinstance(args[0].type, ir.FloatType)
+        bits = ir.IntType(32 if single else 64)
+        bias, mantissa = (127, 23) if single else (1023, 52)
+        whole = builder.lshr(builder.bitcast(args[0], bits), ir.Constant(bits, mantissa))
+        if not single:
+            whole = builder.trunc(whole, ir.IntType(32))
+        whole = builder.sub(whole, ir.Constant(ir.IntType(32), bias))
+        return builder.sitofp(whole, args[0].type)
+
+    return x(x), emit
+
+
+def _number(kind: Any) -> Any:
+    return np.float32 if kind is types.float32 else np.float64
+
+
+def _polynomial(coefficients: tuple[Any, ...]) -> Any:
+    """Horner's rule, constant term first, written out, whatever the compiler unrolls."""
+    names = [f"c{k}" for k in range(len(coefficients))]
+    text = names[-1]
+    for name in names[-2::-1]:
+        text = f"({text}) * x + {name}"
+    scope: dict[str, Any] = dict(zip(names, coefficients, strict=True))
+    exec(f"def polynomial(x): return {text}", scope)
+    return numba.njit(**_IN_ORDER)(scope["polynomial"])
+
+
+@overload(log1p, jit_options=_IN_ORDER)
+def _log1p(x):  # type: ignore[no-untyped-def]
+    kind = _floating(x)
+    if kind is None:
+        return None
+    number = _number(kind)
+    series = _polynomial(tuple(number(1 / (2 * k + 1)) for k in range(_TERMS[kind][0])))
+    zero, one, two, root = number(0), number(1), number(2), number(math.sqrt(2))
+    ln2 = number(math.log(2))
+
+    def implementation(x):  # type: ignore[no-untyped-def]
+        # ln(1 + x) = n ln 2 + 2 artanh(f / (2 + f)) with 1 + f in [√½, √2).
+        whole = one + x
+        n = _exponent(whole * root)
+        f = x if n == zero else whole * _power_of_two(-n) - one
+        s = f / (two + f)
+        return n * ln2 + two * s * series(s * s)
+
+    return implementation
+
+
+@overload(acosh1p, jit_options=_IN_ORDER)
+def _acosh1p(x):  # type: ignore[no-untyped-def]
+    kind = _floating(x)
+    if kind is None:
+        return None
+    two = _number(kind)(2)
+
+    def implementation(x):  # type: ignore[no-untyped-def]
+        return log1p(x + np.sqrt(x * (x + two)))
+
+    return implementation
+
+
+def _taylor(kind: Any) -> tuple[Any, ...]:
+    """Coefficients of arc at 0: (2k)! / (4^k k!² (2k + 1))."""
+    number = _number(kind)
+    return tuple(number(math.comb(2 * k, k) / 4**k / (2 * k + 1)) for k in range(_TERMS[kind][1]))
+
+
+@overload(arc_positive, jit_options=_IN_ORDER)
+def _arc_positive(t):  # type: ignore[no-untyped-def]
+    kind = _floating(t)
+    if kind is None:
+        return None
+    number = _number(kind)
+    series = _polynomial(_taylor(kind))
+    zero, one, two, half = number(0), number(1), number(2), number(0.5)
+    quarter, quarter_turn = number(0.25), number(math.pi / 2)
+
+    def implementation(t):  # type: ignore[no-untyped-def]
+        t = one if t > one else t
+        root = np.sqrt(abs(t))
+        far = t > quarter
+        # arcsin(x) = π/2 − 2 arcsin(√((1 − x)/2)) brings t > ¼ to where the series is good.
+        folded = (one - root) * half if far else t
+        factor = -two * np.sqrt(folded if far else quarter)
+        factor = factor if far else one
+        start = quarter_turn if far else zero
+        return (start + factor * series(folded)) / (root if far else one)
+
+    return implementation
+
+
+@overload(arc, jit_options=_IN_ORDER)
+def _arc(t):  # type: ignore[no-untyped-def]
+    kind = _floating(t)
+    if kind is None:
+        return None
+    number = _number(kind)
+    series = _polynomial(_taylor(kind))
+    zero, one, two, half = number(0), number(1), number(2), number(0.5)
+    quarter, quarter_turn = number(0.25), number(math.pi / 2)
+
+    def implementation(t):  # type: ignore[no-untyped-def]
+        t = one if t > one else t
+        root = np.sqrt(abs(t))
+        far, below = t > quarter, t < -quarter
+        # arcsin(x) = π/2 − 2 arcsin(√((1 − x)/2)) brings t > ¼ to where the series is good.
+        folded = (one - root) * half if far else t
+        inner = zero if below else folded
+        sum_ = series(inner)
+        above = root if below else zero
+        logarithm = log1p(above + above * above / (one + np.sqrt(one + above * above)))
+        factor = -two * np.sqrt(folded if far else quarter)
+        factor = factor if far else (zero if below else one)
+        start = quarter_turn if far else zero
+        divisor = root if (far or below) else one
+        return (start + logarithm + factor * sum_) / divisor
+
+    return implementation
+
+
+@overload(arc_slope, jit_options=_IN_ORDER)
+def _arc_slope(t):  # type: ignore[no-untyped-def]
+    kind = _floating(t)
+    if kind is None:
+        return None
+    number = _number(kind)
+    series = _polynomial(tuple(number(k * float(c)) for k, c in enumerate(_taylor(kind)))[1:])
+    zero, one, two, quarter = number(0), number(1), number(2), number(0.25)
+    least = number(np.finfo(number).eps)
+
+    def implementation(t):  # type: ignore[no-untyped-def]
+        t = one if t > one else t
+        outside = abs(t) > quarter
+        sum_ = series(zero if outside else t)
+        safe = t if outside else one
+        room = one - t
+        room = least if room < least else room
+        return (one / np.sqrt(room) - arc(t)) / (two * safe) if outside else sum_
+
+    return implementation

@@ -1,0 +1,26 @@
+"""Mechanisms of this family without a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from polyattn_core.config import build_config
+from polyattn_core.spec import resolve
+from polyattn_curvature.plugin import MECHANISMS
+
+SPECS = {spec.name: spec for spec in MECHANISMS}
+
+
+@pytest.fixture(scope="session")
+def create() -> Callable[..., Any]:
+    """`create(name, **options)`: what is tested need not be installed."""
+
+    def make(name: str, **options: Any) -> Any:
+        spec = SPECS[name]
+        config = build_config(resolve(spec.config), options, mechanism=spec.full_name)
+        return resolve(spec.factory)(config, spec=spec)
+
+    return make

@@ -1,0 +1,28 @@
+"""The information bottleneck: codes and weights that keep little and predict much.
+
+The names below are imported on first use; the manifest is
+:mod:`polyattn_info_bottleneck.plugin`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DiagonalGaussian": "divergences",
+    "IBConfig": "config",
+    "InformationBottleneck": "bottleneck",
+    "KLDivergence": "divergences",
+    "TemperatureAnnealing": "config",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{home}", __name__), name)

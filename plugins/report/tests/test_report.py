@@ -1,0 +1,236 @@
+"""The report: directions, thresholds, health, advice, reasons."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
+
+import polyattn as pa
+from polyattn_core import diagnostics
+from polyattn_core.errors import ArgumentError, ConfigError
+from polyattn_report import (
+    Action,
+    AttentionRecommendation,
+    MetricType,
+    Monitor,
+    ReportBuilder,
+    ReportConfig,
+    Status,
+    Thresholds,
+    analyze,
+)
+from polyattn_report.analysis import attention_entropy
+
+OK, WATCH, WARNING, CRITICAL = Status
+
+
+def one(metric: str, value: float, keys: int | None = None) -> Status:
+    builder = ReportBuilder().with_metric(metric, value)
+    if keys is not None:
+        builder.with_keys(keys)
+    return builder.build()[metric].status()
+
+
+@pytest.mark.parametrize(
+    ("metric", "cases"),
+    [
+        ("ot-distance", [(0, OK), (0.3, OK), (0.31, WARNING), (0.7, WARNING), (0.71, CRITICAL)]),
+        (
+            "topology-coherence",
+            [(1, OK), (0.5, OK), (0.49, WATCH), (0.3, WATCH), (0.29, WARNING), (0.1, WARNING),
+             (0.09, CRITICAL), (0, CRITICAL)],
+        ),
+        ("ib-kl", [(0, OK), (0.2, OK), (0.21, WATCH), (0.5, WATCH), (0.51, WARNING),
+                   (1.0, WARNING), (1.01, CRITICAL)]),
+        ("diffusion-energy", [(0, OK), (1, OK), (1.5, WATCH), (2, WATCH), (2.1, WARNING),
+                              (5, WARNING), (5.1, CRITICAL)]),
+        ("attention-entropy", [(1, OK), (4, OK), (4.1, WATCH), (0.99, WATCH), (0.5, WATCH),
+                               (0.49, WARNING), (0.1, WARNING), (0.09, CRITICAL)]),
+    ],
+)  # fmt: skip
+def test_statuses(metric: str, cases: list[tuple[float, Status]]) -> None:
+    assert [one(metric, value) for value, _ in cases] == [status for _, status in cases]
+    assert one(metric, math.nan) is CRITICAL
+    assert one(metric, math.inf) is CRITICAL
+
+
+def test_few_keys_are_not_unhealthy() -> None:
+    """Uniform weights over n keys have the greatest entropy there is, ln n."""
+    for keys in (2, 3, 5, 50):
+        assert one("attention-entropy", math.log(keys), keys) is OK
+    assert one("attention-entropy", 0.3, 3) is OK
+    assert one("attention-entropy", 0.3) is WARNING
+
+
+def test_the_example_of_old() -> None:
+    report = (
+        ReportBuilder(ReportConfig())
+        .with_ot_distance(0.15)
+        .with_topology_coherence(0.82)
+        .with_ib_kl(0.05)
+        .with_diffusion_energy(0.3)
+        .with_attention_entropy(2.1)
+        .build()
+    )
+    assert report.health_score == 1.0
+    assert report.recommendation is AttentionRecommendation.STANDARD
+    assert report.action is Action.STABLE
+    assert [metric.metric_type for metric in report.metrics] == list(MetricType)
+    assert {metric.status() for metric in report.metrics} == {OK}
+    assert report.reasons == ("every metric that was looked at is in its healthy range",)
+
+
+def test_health_is_the_mean_of_what_was_supplied() -> None:
+    report = ReportBuilder().with_topology_coherence(0.4).with_ib_kl(0.6).build()
+    assert report.health_score == (0.75 + 0.5) / 2
+    assert ReportBuilder().with_ib_kl(2).build().health_score == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "recommendation", "action"),
+    [
+        ({"topology-coherence": 0.2}, "diffusion", "cautious"),
+        ({"topology-coherence": 0.05}, "diffusion", "freeze"),
+        ({"topology-coherence": 0.4}, "standard", "stable"),
+        ({"diffusion-energy": 3}, "diffusion", "cautious"),
+        ({"ot-distance": 0.5}, "geometric", "cautious"),
+        ({"attention-entropy": 0.3}, "sparse", "raise-temperature"),
+        ({"attention-entropy": 5}, "standard", "lower-temperature"),
+        ({"ib-kl": 0.7}, "standard", "regularise"),
+        ({"ot-distance": 0.9, "topology-coherence": 0.2}, "geometric", "cautious"),
+        ({"ot-distance": 0.9, "topology-coherence": 0.05}, "diffusion", "freeze"),
+        ({"ot-distance": 0.5, "attention-entropy": 0.05}, "sparse", "raise-temperature"),
+    ],
+)
+def test_advice(values: dict[str, float], recommendation: str, action: str) -> None:
+    builder = ReportBuilder()
+    for metric, value in values.items():
+        builder.with_metric(metric, value)
+    report = builder.build()
+    assert (report.recommendation, report.action) == (recommendation, action)
+
+
+def test_reasons_are_plain_and_the_worst_first() -> None:
+    report = ReportBuilder().with_ot_distance(0.4).with_topology_coherence(0.05).build()
+    assert report.reasons == (
+        "topology-coherence is 0.05, below 0.1: neighbouring keys hang together little",
+        "ot-distance is 0.4, above 0.3: queries and keys are distributed differently",
+    )
+    assert "close to a plain mean" in ReportBuilder().with_attention_entropy(5).build().reasons[0]
+    assert "broken" in ReportBuilder().with_ib_kl(math.nan).build().reasons[0]
+
+
+def test_own_thresholds() -> None:
+    limits = Thresholds(0, 0.1, 0.1, 0.2)
+    builder = ReportBuilder(thresholds={MetricType.OT_DISTANCE: limits}).with_ot_distance(0.15)
+    assert builder.build()["ot-distance"].status() is WARNING
+    with pytest.raises(ArgumentError, match="low ≤ high, and warning and critical beyond"):
+        Thresholds(0, 1, 0.5, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: ReportBuilder().build(), "metrics: got none; expected at least one"),
+        (lambda: ReportBuilder().with_ib_kl(-1), "ib-kl: got -1; expected a number that is not"),
+        (lambda: ReportBuilder().with_ib_kl("x"), "ib-kl: got x; expected a number"),
+        (lambda: ReportBuilder().with_metric("speed", 1), "expected one of ot-distance, topol"),
+        (lambda: ReportBuilder().with_keys(0), "count: got 0"),
+        (lambda: Monitor(0), "window: got 0"),
+        (lambda: Monitor().report(), "metrics: got none"),
+        (lambda: analyze(np.ones(3)), "query: got .3,."),
+        (lambda: analyze(np.ones((3, 2)), np.ones((3, 4))), "key: got"),
+        (lambda: analyze(np.ones((3, 2)), np.ones((3, 2)), np.ones((4, 2))), "value: got"),
+    ],
+)  # fmt: skip
+def test_refusals(call: Any, text: str) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        call()
+
+
+def test_configuration_is_checked() -> None:
+    with pytest.raises((ConfigError, ValueError), match="sample"):
+        ReportConfig(sample=1)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 70, 8), (300, 4)])
+def test_entropy_against_scipy(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    query, key = rng.standard_normal((2, *shape)) * 3
+    weights = softmax(query @ key.swapaxes(-1, -2) / math.sqrt(shape[-1]), axis=-1)
+    exact = entropy(weights, axis=-1).mean()
+    found = attention_entropy(query, key, sample=10**6)
+    assert found == pytest.approx(exact, rel=1e-12)
+    deviation = entropy(weights, axis=-1).std()
+    drawn = attention_entropy(query, key, sample=100, seed=1)
+    assert abs(drawn - exact) < 5 * deviation / math.sqrt(min(100, math.prod(shape[:-1])))
+
+
+def test_analysis_measures_what_is_installed() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 60, 8)).astype(np.float32)
+    before = x.copy()
+    report = analyze(x)
+    offered = set(pa.available(kind="metric"))
+    named = {metric.metric_type.value for metric in report.metrics}
+    assert named == offered & set(MetricType)
+    assert named | set(report.missing) == set(MetricType)
+    np.testing.assert_array_equal(x, before)
+    assert analyze(x) == report
+    given = ReportBuilder().with_attention_entropy(0.01).analyze_keys(x).build()
+    assert given["attention-entropy"].value == 0.01
+
+
+@pytest.fixture
+def without_families(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("POLYATTN_DISABLE_PLUGINS", "transport,topology,diffusion")
+    pa.refresh()
+    yield
+    monkeypatch.undo()
+    pa.refresh()
+
+
+@pytest.mark.usefixtures("without_families")
+def test_what_is_missing_is_said() -> None:
+    report = analyze(np.random.default_rng(0).standard_normal((60, 8)))
+    assert report.missing["ot-distance"] == "not installed: pip install polyattn-transport"
+    assert json.loads(json.dumps(report.to_dict()))["missing"] == dict(report.missing)
+
+
+def test_monitor_follows_the_bus() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 40, 16))
+    flash = pa.create("flash", dim=16, heads=2)
+    seen = flash.observe(*(x.reshape(2, 40, 2, 8).swapaxes(1, 2),) * 3, "entropy").entropy
+    with Monitor() as monitor:
+        flash(x)
+        diagnostics.publish(diagnostics.MetricMeasured(metric="ib-kl", value=0.1))
+        diagnostics.publish(diagnostics.MetricMeasured(metric="ib-kl", value=0.3))
+        diagnostics.publish(diagnostics.MetricMeasured(metric="somebody-elses", value=3))
+        diagnostics.publish(
+            diagnostics.ModeChanged(name="x", before="stable", after="freeze", coherence=0.05)
+        )
+        with pytest.raises(ArgumentError, match="one that does not"):
+            monitor.__enter__()
+    flash(x)
+    report = monitor.report()
+    assert monitor.calls == 1
+    assert report["attention-entropy"].value == pytest.approx(seen.mean())
+    assert report["ib-kl"].value == pytest.approx(0.2)
+    assert report.action is Action.FREEZE
+    assert not diagnostics.wanted(diagnostics.AttentionComputed)
+
+
+def test_looking_at_a_report() -> None:
+    report = ReportBuilder().with_ib_kl(0.6).build()
+    assert str(report).splitlines()[0] == (
+        "health 0.50, recommendation standard, action regularise"
+    )
+    with pytest.raises(KeyError):
+        report["ot-distance"]

@@ -1,0 +1,1 @@
+"""The engine of scans: `steps` token by token, `chunks` in products of matrices."""

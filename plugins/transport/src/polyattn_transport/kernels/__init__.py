@@ -1,0 +1,1 @@
+"""Kernels of two-stage attention: the filter, and attention to the candidates it leaves."""

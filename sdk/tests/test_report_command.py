@@ -1,0 +1,112 @@
+"""`polyattn report`, its page, and `recommend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyattn as pa
+from polyattn.report.terminal import bar
+from polyattn_core.errors import NotInstalledError
+
+Cli = Callable[..., Any]
+
+
+def test_report(cli: Cli) -> None:
+    result = cli("report", "iris")
+    assert result.code == 0
+    assert "iris: 150 × 4" in result.out
+    assert "attention-entropy" in result.out
+    assert "polyattn info" in result.out
+
+
+def test_report_as_json(cli: Cli) -> None:
+    found = cli("report", "wine", "--json").json
+    assert found["shape"] == [178, 13]
+    assert found["mechanism"] in pa.available()
+    assert 0 <= found["health_score"] <= 1
+    named = {metric["name"] for metric in found["metrics"]} | set(found["missing"])
+    assert {"ot-distance", "topology-coherence", "ib-kl", "diffusion-energy"} < named
+
+
+class Texts(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "rect":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def test_page(cli: Cli, tmp_path: Path) -> None:
+    data = tmp_path / "a<b.npy"
+    np.save(data, np.random.default_rng(0).standard_normal((40, 6)))
+    page = tmp_path / "report.html"
+    result = cli("report", data, "--html", page, "--scale", "unit")
+    assert f"written to {page}" in result.err
+    text = page.read_text("utf-8")
+    parser = Texts()
+    parser.feed(text)
+    assert parser.open == []
+    assert "attention-entropy" in parser.texts
+    assert "<script" not in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert "a&lt;b.npy" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nothing",), "a bundled data set"),
+        (("iris", "--scale", "log"), "scale: got log; expected standard, unit or none"),
+        (("iris", "--limit", "-1"), "limit: got -1"),
+    ],
+)
+def test_refusals(cli: Cli, arguments: tuple[str, ...], said: str) -> None:
+    result = cli("report", *arguments)
+    assert result.code == 1
+    assert said in result.err
+
+
+def test_limit_and_scale_change_the_data(cli: Cli) -> None:
+    full, part, raw = (
+        cli("report", "iris", "--json", *more).json
+        for more in ((), ("--limit", "50"), ("--scale", "none"))
+    )
+    assert part["shape"] == [50, 4]
+    assert full["metrics"] != raw["metrics"]
+
+
+def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str, kind: str) -> Any:
+        raise pa.errors.UnknownNameError(kind, name)
+
+    import polyattn_registry
+
+    monkeypatch.setattr(polyattn_registry, "resolve", nothing)
+    with pytest.raises(NotInstalledError, match="pip install polyattn-report"):
+        pa.recommend(np.ones((3, 2)))
+
+
+def test_bars() -> None:
+    from polyattn_report import Thresholds
+
+    limits = Thresholds(0, 0.3, 0.3, 0.7)
+    assert bar(0.0, limits).count("█") == 0
+    assert bar(9.0, limits).count("░") == 0
+    assert set(bar(float("nan"), limits)) == {"?"}
+    assert 0 < bar(0.3, limits).count("█") < bar(0.6, limits).count("█")
