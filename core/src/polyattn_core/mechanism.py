@@ -456,7 +456,7 @@ class Mechanism(ABC):
         if mask is None:
             return own
         if isinstance(mask, np.ndarray):
-            mask = Dense(mask)
+            mask = Dense(mask, argument="mask")
         if not isinstance(mask, Mask):
             raise MaskError(
                 "mask",
