@@ -16,8 +16,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,10 @@ from .masks.program import FAR
 from .parameters import Parameters, as_seed
 from .partial import PartialState
 from .spec import MechanismSpec
+
+if TYPE_CHECKING:
+    from .cached import CachedCall
+    from .caches import Cache
 
 
 @runtime_checkable
@@ -69,11 +73,18 @@ class Call:
     side: Mapping[str, Any] = field(default_factory=dict)
     key_start: int = 0
     """Position of the first key passed, where only some of `shape.keys` are."""
+    query_rotation: Array | None = None
+    """Positions (…, queries) to rotate queries to, where keys come rotated from a cache."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype that is computed in."""
         return self.query.dtype
+
+    def widened(self) -> Call:
+        """The same call in float32."""
+        query, key, value = (x.astype(np.float32) for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value)
 
 
 @dataclass(slots=True)
@@ -133,6 +144,11 @@ class Mechanism(ABC):
     def _forward(self, call: Call) -> Array:
         """The output (batch, heads, queries, value size)."""
 
+    @property
+    def _narrow(self) -> bool:
+        """Does `_forward` take bfloat16 as it is, where there is no bias?"""
+        return False
+
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         """The output and a pullback of canonical gradients. Where `gradient` is declared."""
         raise self._lacks("gradients")
@@ -144,6 +160,12 @@ class Mechanism(ABC):
     def _partial(self, call: Call) -> PartialState:
         """A mergeable state over some of the keys. Where `partial` is declared."""
         raise self._lacks("partial results")
+
+    def _cached(self, call: CachedCall) -> PartialState:
+        """A mergeable state over part of a cache. Where `partial` is declared."""
+        from .cached import widened
+
+        return widened(self, call, whole=False)
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         """Freshly initialised learned arrays."""
@@ -187,7 +209,10 @@ class Mechanism(ABC):
         """
         if diagnostics.bus.wanted(diagnostics.AttentionComputed):
             return self._attend_measured(query, key, value, mask, bias, training, rng, side)
-        call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
+        narrow = self._narrow and bias is None
+        call, lead, dtype = self._prepare(
+            query, key, value, mask, bias, training, rng, side, narrow=narrow
+        )
         return _restore(self._forward(call), lead, dtype)
 
     def attend_vjp(
@@ -283,6 +308,60 @@ class Mechanism(ABC):
             state.sink,
             dtype,
         )
+
+    def attend_cached(
+        self,
+        query: Any,
+        *caches: Cache,
+        sequences: Any = None,
+        mask: Any = None,
+        bias: Any = None,
+    ) -> Array:
+        """Attend to what is in a cache: the queries are those of the last tokens appended to it.
+
+        Parameters
+        ----------
+        query
+            (sequences, heads, queries, size); the first axis may be missing for one sequence, or be
+            several with as many elements.
+        *caches
+            A :class:`~polyattn_core.caches.Cache`; or several whose tokens follow each other, each
+            with the `start=` at which the one before ends. One with a single sequence that is not
+            the last is the common beginning of all.
+        sequences
+            Sequences of the last cache that the queries belong to, in their order; all by default.
+        mask, bias
+            As in :meth:`attend`, with as many keys as the longest sequence has had tokens.
+
+        Returns
+        -------
+        (sequences, heads, queries, value size): the last rows of `attend` with all keys and values.
+        Packed numbers are read as they are by mechanisms with a soft-max over unchanged keys, for
+        few queries; otherwise they are widened, a few thousand keys at a time.
+
+        Raises
+        ------
+        CapabilityError
+            Where the mechanism has no partial results.
+        ArgumentError
+            Where caches do not fit the mechanism or each other, or hold fewer tokens than queries.
+        """
+        return self.attend_cached_partial(
+            query, *caches, sequences=sequences, mask=mask, bias=bias
+        ).finish()
+
+    def attend_cached_partial(
+        self,
+        query: Any,
+        *caches: Cache,
+        sequences: Any = None,
+        mask: Any = None,
+        bias: Any = None,
+    ) -> PartialState:
+        """`attend_cached`, unfinished: the state merges with others over other keys."""
+        from .cached import attend_cached
+
+        return attend_cached(self, query, caches, sequences, mask, bias)
 
     # ---- model level ------------------------------------------------------------------------
 
@@ -400,6 +479,8 @@ class Mechanism(ABC):
         side: Mapping[str, Any],
         start: int = 0,
         total: int | None = None,
+        *,
+        narrow: bool = False,
     ) -> tuple[Call, tuple[int, ...], np.dtype[Any]]:
         query = as_array(query, "query")
         key = as_array(key, "key")
@@ -426,6 +507,8 @@ class Mechanism(ABC):
         if 0 in lead:
             raise ShapeError("query, key, value", lead, "no empty leading axis")
         working = compute_dtype(dtype, "query")
+        if narrow and dtype_name(dtype) == "bfloat16":
+            working = dtype
         keys = key.shape[-2]
         if total is not None or type(start) is not int or start:
             start, keys = _place(start, total, keys)
@@ -455,19 +538,23 @@ class Mechanism(ABC):
         own = self._own_mask(shape)
         if mask is None:
             return own
-        if isinstance(mask, np.ndarray):
-            mask = Dense(mask)
-        if not isinstance(mask, Mask):
-            raise MaskError(
-                "mask",
-                mask,
-                "a mask of polyattn.masks, or a boolean array; numbers to be added "
-                "to scores are passed as bias=",
-            )
-        if not self._masks >= mask.kinds:
-            unknown = sorted(mask.kinds - self._masks)[0]
+        given = self._as_mask(mask)
+        if not self._masks >= given.kinds:
+            unknown = sorted(given.kinds - self._masks)[0]
             raise self._lacks(f"{unknown} masks", "masks", unknown)
-        return mask if own is None else own & mask
+        return given if own is None else own & given
+
+    def _as_mask(self, mask: Any) -> Mask:
+        if isinstance(mask, np.ndarray):
+            return Dense(mask, argument="mask")
+        if isinstance(mask, Mask):
+            return mask
+        raise MaskError(
+            "mask",
+            mask,
+            "a mask of polyattn.masks, or a boolean array; numbers to be added "
+            "to scores are passed as bias=",
+        )
 
     def _own_mask(self, shape: MaskShape) -> Mask | None:
         """The mask that the configuration implies for a call of this shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +31,22 @@ class PartialState:
     dtype: Any = None
     """The dtype of the finished output."""
 
-    def merge(self, other: PartialState) -> PartialState:
-        """The state over the keys of both."""
-        if self.output.shape != other.output.shape:
-            raise ArgumentError(
-                "other", f"a state of shape {other.output.shape}", f"shape {self.output.shape}"
-            )
+    def merge(self, *others: PartialState) -> PartialState:
+        """The state over the keys of this one and all others."""
+        for other in others:
+            if self.output.shape != other.output.shape:
+                raise ArgumentError(
+                    "other", f"a state of shape {other.output.shape}", f"shape {self.output.shape}"
+                )
+        if not others:
+            return self
+        states = (self, *others)
         with np.errstate(invalid="ignore"):  # NaN stays NaN
-            total = np.logaddexp(self.log_sum_exp, other.log_sum_exp)
+            total = functools.reduce(np.logaddexp, (state.log_sum_exp for state in states))
         base = np.where(np.isneginf(total), 0, total)
-        mine = np.exp(self.log_sum_exp - base)[..., None]
-        others = np.exp(other.log_sum_exp - base)[..., None]
-        output = _weighted(self.output, mine) + _weighted(other.output, others)
+        output = np.zeros_like(self.output)
+        for state in states:
+            output += _weighted(state.output, np.exp(state.log_sum_exp - base)[..., None])
         return PartialState(output, total, self.sink, self.dtype)
 
     def finish(self) -> Array:

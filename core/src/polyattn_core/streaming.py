@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from .arrays import Array
+from .cached import CachedCall, widened
 from .config import AttentionConfig
 from .diagnostics import AttentionComputed, bus
 from .errors import ArgumentError, ConfigError, PolyattnError
@@ -27,16 +28,18 @@ from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
 from .score_option import Score, ScoreParameters, ScoreValues, UserRule
+from .spec import MechanismSpec
 
 if TYPE_CHECKING:
     from .simd.engine import Component, Plan, Request
     from .simd.rules import ScoreRule
-    from .spec import MechanismSpec
 
 STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
 """Statistics of a soft-max on the engine."""
 WEIGHT_STATISTICS = ("weights", "entropy", "column_mass")
 """Statistics of the other normalisers."""
+_BY_TILE = ("softmax", "softpick")
+"""Normalisers that see one tile of keys after another, in the same order in every call."""
 _POSITIONAL_KINDS = frozenset(("causal", "window", "dilated", "strided", "global", "prefix"))
 
 
@@ -49,6 +52,8 @@ class StreamingConfig(AttentionConfig):
     """Probability to drop a weight while training."""
     softcap: float | None = Field(default=None, gt=0)
     """Cap scores softly: softcap · tanh(score / softcap)."""
+    reproducible: bool = False
+    """The same bits whatever the batch, the threads, and how queries are divided into calls."""
     position: Position | None = None
     """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
     score: Score = None
@@ -79,10 +84,18 @@ class StreamingMechanism(Mechanism):
     """A mechanism whose scores stream through tiles. See the module's description."""
 
     normaliser: ClassVar[str] = "softmax"
+    by_row: ClassVar[bool | None] = None
+    """Is a row of the output a function of its query and the keys that it sees, and of no others,
+    to the last bit? None for yes, unless the mechanism maps queries and keys or has its own forward
+    pass: then it has to say so."""
     config: Any
 
     def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
         super().__init__(config, spec=spec)
+        if self.config.reproducible and not self._by_row():
+            raise ConfigError(
+                "reproducible", True, f"False: {spec.name} looks at all keys of a call at once"
+            )
         self._user_rule: UserRule | None = None
         rule = getattr(self.config, "score", None)
         if rule is not None:
@@ -93,6 +106,14 @@ class StreamingMechanism(Mechanism):
                     "score", rule, f"a rule without row and column: {self.name} transforms queries "
                     "and keys, and their statistics would be those of what it makes of them",
                 )  # fmt: skip
+
+    def _by_row(self) -> bool:
+        if self.normaliser not in _BY_TILE:
+            return False
+        if self.by_row is not None:
+            return self.by_row
+        names = ("_forward", "_transform", "_request")
+        return all(getattr(type(self), n) is getattr(StreamingMechanism, n) for n in names)
 
     # ---- what a mechanism says about its rule -------------------------------------------------
 
@@ -226,11 +247,50 @@ class StreamingMechanism(Mechanism):
     def _plans(self) -> dict[Any, Plan | None] | None:
         return {} if self._repeats() else None
 
+    @property
+    def _narrow(self) -> bool:
+        found = self.__dict__.get("_halves")
+        if found is None:
+            found = self.__dict__["_halves"] = self._takes_halves()
+        return bool(found)
+
+    def _takes_halves(self) -> bool:
+        """Is the rule that of the kernel for bfloat16, and has the processor its instruction?"""
+        kind, config = type(self), self.config
+        plain = all(getattr(kind, n) is getattr(StreamingMechanism, n) for n in _RULES)
+        if self.normaliser != "softmax" or not plain or config.position or config.softcap:
+            return False
+        from .simd import halves
+
+        return not config.reproducible and halves.supported()
+
     def _forward(self, call: Call) -> Array:
         from .simd import engine
 
+        if call.dtype.name == "bfloat16":
+            found = self._forward_narrow(call)
+            if found is not None:
+                return found
+            call = call.widened()
         request, _ = self._request(call)
         return engine.forward(request).out
+
+    def _forward_narrow(self, call: Call) -> Array | None:
+        """Attention in bfloat16; None where the kernel is not made for the call."""
+        from .simd import halves, masking
+
+        if call.query.shape[-1] % 2 or call.seed is not None:
+            return None
+        if not halves.pays(call.query, call.key):
+            return None
+        mask = masking.NO_MASK
+        if call.mask is not None:
+            mask = self._encoded(call.mask, call, masking)
+        query, key, value = (x.view(np.uint16) for x in (call.query, call.key, call.value))
+        out = halves.forward(
+            query, key, value, self._scale(call), mask, self._sink(), self.config.threads
+        )
+        return out.view(call.dtype)
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         from .simd import engine
@@ -249,6 +309,13 @@ class StreamingMechanism(Mechanism):
         sink, request.sink = request.sink, None
         state = engine.forward(request)
         return PartialState(state.out, state.first, sink)
+
+    def _cached(self, call: CachedCall) -> PartialState:
+        from .stored import attend_stored
+
+        if self.config.reproducible:
+            return widened(self, call, whole=True)
+        return attend_stored(self, call) or widened(self, call, whole=False)
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         from .simd import engine
@@ -310,6 +377,7 @@ class StreamingMechanism(Mechanism):
         request.top = self._top(call)
         request.epsilon = self._epsilon()
         request.block = self._block()
+        request.reproducible = self.config.reproducible
         if call.seed is not None:
             request.seed, request.keep = call.seed, 1 - config.dropout
         if isinstance(config.position, T5Bias):
@@ -343,6 +411,8 @@ class StreamingMechanism(Mechanism):
 
     def _rotate(self, call: Call, query: Array, key: Array, undo: Any) -> tuple[Array, Array, Any]:
         rope = self.config.position
+        if call.query_rotation is not None:
+            return rotate(query, call.query_rotation, rope), key, undo
         own = np.arange(call.shape.queries) + call.shape.keys - call.shape.queries
         theirs = np.arange(key.shape[-2]) + call.key_start
 
@@ -376,6 +446,7 @@ class StreamingMechanism(Mechanism):
         state = dict(self.__dict__)
         state.pop("_encoded_masks", None)
         state.pop("_plans", None)
+        state.pop("_halves", None)  # of this processor
         return state
 
 
@@ -384,6 +455,9 @@ _DECISIONS = (
     "_forward", "_request", "_all_rules", "_prepare", "combined_mask", "normaliser",
 )  # fmt: skip
 _PLANS = 64  # kept by a mechanism
+_RULES = (
+    "_rules", "_components", "_transform", "_weight_rule", "_all_rules", "_request", "_forward",
+)  # fmt: skip
 
 
 def _bias_view(call: Call) -> tuple[Array, Array]:

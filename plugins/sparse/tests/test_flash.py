@@ -240,7 +240,8 @@ START: dict[str, dict[str, Any]] = {  # where the option is to make a difference
     "streaming": {"window": 5},
 }
 NEEDS: dict[str, dict[str, Any]] = {"summary": {"pattern": "fixed", "summary": 4}}
-ELSEWHERE = {"dim", "heads", "kv_heads", "threads", "block_size"}  # with tests of their own
+# With tests of their own; that of `reproducible`, which changes bits alone, is in core.
+ELSEWHERE = {"dim", "heads", "kv_heads", "threads", "block_size", "reproducible"}
 SOFTMAX = [spec for spec in MECHANISMS if spec.name in WIDE]
 
 

@@ -260,7 +260,8 @@ OTHER_VALUES: dict[str, Any] = {
     "mean": False,
     "bias": False,
 }
-LAYOUT = {"dim", "heads", "kv_heads", "threads"}  # of which there are tests above
+# Of which there are tests above; `reproducible` changes bits alone, which core tests.
+LAYOUT = {"dim", "heads", "kv_heads", "threads", "reproducible"}
 
 
 @pytest.mark.parametrize(

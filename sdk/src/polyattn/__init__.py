@@ -18,6 +18,7 @@
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
 ``register``        adds a mechanism of your own; ``prefer`` settles clashes of names
+``KVCache``         keys and values of past tokens; also ``RingCache``, ``PagedCache``
 ``masks``           which keys a query may see
 ``positions``       rotary embeddings and position biases
 ``score_rule``      makes a small function a score rule, compiled into the kernels
@@ -52,6 +53,7 @@ from ._attend import attend, refresh
 
 if TYPE_CHECKING:
     from polyattn_core import diagnostics, masks, positions
+    from polyattn_core.caches import KVCache, PagedCache, RingCache
     from polyattn_core.mechanism import Attention
     from polyattn_core.simd.rules import score_rule, squared_norm
     from polyattn_core.spec import (
@@ -76,8 +78,11 @@ __all__ = [
     "Builder",
     "Capabilities",
     "EntrySpec",
+    "KVCache",
     "MechanismSpec",
+    "PagedCache",
     "PresetSpec",
+    "RingCache",
     "SideInput",
     "attend",
     "available",
@@ -110,8 +115,11 @@ _ON_FIRST_USE = {
     "Builder": "polyattn.builders:Builder",
     "Capabilities": "polyattn_core.spec:Capabilities",
     "EntrySpec": "polyattn_core.spec:EntrySpec",
+    "KVCache": "polyattn_core.caches:KVCache",
     "MechanismSpec": "polyattn_core.spec:MechanismSpec",
+    "PagedCache": "polyattn_core.caches:PagedCache",
     "PresetSpec": "polyattn_core.spec:PresetSpec",
+    "RingCache": "polyattn_core.caches:RingCache",
     "SideInput": "polyattn_core.spec:SideInput",
     "builder": "polyattn.builders:builder",
     "builders": "polyattn.builders",

@@ -8,14 +8,17 @@
 ``vector``        building blocks that emit LLVM vector code
 ``tiles``         the matrix products and the soft-max step on one tile
 ``transpose``     rows to lanes and back
+``formats``       how rows of numbers lie in memory, packed or not
 ``rows``          products of one query row with many keys
 ``masking``       mask programs: classify a tile, fill a tile; ``predicates`` of users
 ``rules``         score rules: small functions compiled into passes over a tile
 ``mathematics``   elementary functions that vectorise, for rules
 ``scores``        everything between raw products and final scores of a tile
 ``forward``       the streaming kernel: soft-max, soft-pick, element-wise weights
+``halves``        the streaming kernel of bfloat16, on processors that multiply pairs of it
 ``panel``         the kernel of normalisers that need a whole row: sparsemax, entmax, top-k
-``decode``        the kernel for few queries and many keys
+``decode``        the kernel for few queries and many keys; ``decoding`` is its front, ``key_rules``
+                  are score rules along keys
 ``weights``       weights, entropy and column mass, recomputed tile by tile
 ``backward``      gradients by recomputation
 ``edges``         sums, products and soft-max over the edges of sparse graphs

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import KernelError
-from . import masking, target, threads
+from . import decoding, masking, target, threads
 from .backward import backward_kernel
-from .decode import decode_kernel
 from .forward import forward_kernel
 from .jit import Kernel
 from .masking import NO_MASK, EncodedMask
@@ -45,7 +44,6 @@ NORMALISERS = {
 _PANEL = (SPARSEMAX, ENTMAX15, TOP_K)
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
 _FEW_ROWS = 8  # query rows of a key head up to which each row by itself is faster than a tile
-_DECODE_BLOCK = 256  # keys
 _LEAST_CHUNK = 512  # keys, below which a chunk is not worth its merge
 _BIAS_SLOTS = 1 << 26  # bytes that separate sums of the bias gradient may take
 
@@ -92,6 +90,8 @@ class Request:
     block: int = 64
     """Keys of a tile."""
     threads: int | None = None
+    reproducible: bool = False
+    """The same bits for any threads, batch and division into calls: nothing is split by keys."""
     encoded: EncodedRules | None = field(default=None)
 
     def all_rules(self) -> list[tuple[ScoreRule, Sequence[Any]]]:
@@ -153,6 +153,8 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     if mask.depth:
         code = masking.interpreter()
         plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
+        if request.reproducible:
+            plan[8] = masking.every_key().address
     plan[COMPONENT_COUNT], plan[COMPONENTS:] = len(parts), np.ravel([x[:-1] for x in parts])
     scales = [part[-1] for part in parts]
     numbers = np.array((scales[0], request.keep, request.epsilon, *scales), dtype)
@@ -254,14 +256,23 @@ def _route(request: Request) -> tuple[int, int, Callable[[str], Kernel]]:
     query = request.query
     batch, heads, queries = query.shape[:3]
     workers = _threads(request)
-    simple = not request.rules and not request.components and request.seed < 0
-    if request.normaliser == SOFTMAX and simple:
-        shared = heads // request.key.shape[1] * queries
-        plain = request.bias is None and request.relative is None
-        if plain and shared <= _FEW_ROWS and request.key.shape[2] >= _LEAST_CHUNK:
-            return batch * request.key.shape[1], workers, decode_kernel
     tasks = batch * heads * -(-queries // target.tile(_NAMES[query.dtype]).queries)
     return tasks, workers, panel_kernel if request.normaliser in _PANEL else forward_kernel
+
+
+def _few_rows(request: Request) -> bool:
+    """Is each row by itself faster than a tile?"""
+    if request.normaliser != SOFTMAX or request.reproducible or request.components:
+        return False
+    _, heads, queries, _ = request.query.shape
+    shared = heads // request.key.shape[1] * queries
+    few = shared <= _FEW_ROWS and request.key.shape[2] >= _LEAST_CHUNK
+    return few and request.seed < 0 and decoding.supports(request.rules)
+
+
+def _splits(request: Request, tasks: int, workers: int) -> bool:
+    """Are keys attended to in chunks, as there are too few tasks otherwise?"""
+    return tasks < workers and request.normaliser == SOFTMAX and not request.reproducible
 
 
 def forward(request: Request) -> State:
@@ -269,9 +280,11 @@ def forward(request: Request) -> State:
     query = request.query
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
+    if _few_rows(request):
+        return _decode(request)
     tasks, workers, make = _route(request)
-    if make is decode_kernel or (tasks < workers and request.normaliser == SOFTMAX):
-        return _forward_in_chunks(request, tasks, workers, make)
+    if _splits(request, tasks, workers):
+        return _forward_in_chunks(request, tasks, workers)
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
     first = np.zeros((batch, heads, queries), dtype)
@@ -313,7 +326,9 @@ def plan(request: Request) -> Plan | None:
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     tasks, workers, kernel = _route(request)
-    if kernel is not forward_kernel or request.normaliser != SOFTMAX or tasks < workers:
+    if kernel is not forward_kernel or request.normaliser != SOFTMAX:
+        return None
+    if _few_rows(request) or _splits(request, tasks, workers):
         return None
     if any(rule.row or rule.column for rule, _ in request.all_rules()):
         return None
@@ -323,10 +338,23 @@ def plan(request: Request) -> Plan | None:
     return Plan(forward_kernel(dtype).compile(), arguments, shape, rows, dtype, tasks, workers)
 
 
-def _forward_in_chunks(
-    request: Request, tasks: int, workers: int, make: Callable[[str], Kernel]
-) -> State:
-    """Few queries, many keys: chunks of the keys apart from each other, then one merge."""
+def _decode(request: Request) -> State:
+    """Few queries, many keys: each row by itself."""
+    bias = request.bias
+    total = request.mask_keys or request.key.shape[2]
+    if request.relative is not None:
+        bias = _by_distance(request.relative[None], request.query.shape[2], total)
+    scores = decoding.Scores(
+        request.scale, (request.rules,), (request.mask,), bias, request.bias_batch,
+        sink=request.sink,
+    )  # fmt: skip
+    stored = decoding.contiguous(request.key, request.value, request.key_start, total)
+    out, logs = decoding.attend(request.query, stored, scores, request.threads)
+    return State(out, logs, np.zeros_like(logs))
+
+
+def _forward_in_chunks(request: Request, tasks: int, workers: int) -> State:
+    """Few blocks of queries, many keys: chunks of these apart from each other, then one merge."""
     query = request.query
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
@@ -339,14 +367,8 @@ def _forward_in_chunks(
     without_sink = replace(request, sink=None)  # named, as it keeps arrays of rules alive
     arguments = _arguments(without_sink)
     arguments[4][12] = chunks
-    results: tuple[Array, ...] = (parts, logs)
-    if make is decode_kernel:
-        arguments[4][11] = _DECODE_BLOCK
-    else:
-        results = (parts, logs, np.empty_like(logs))
-    threads.run(make(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
-    if chunks == 1 and request.sink is None:
-        return State(parts, logs, np.zeros_like(logs))
+    results = (parts, logs, np.empty_like(logs))
+    threads.run(forward_kernel(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
     parts = parts.reshape(chunks, batch, *parts.shape[1:])
     logs = logs.reshape(chunks, batch, heads, queries)
     most = logs.max(axis=0)
@@ -395,7 +417,8 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
     workers = _threads(request)
     units = batch * key_heads
-    chunks = 1 if workers == 1 or units >= 2 * workers else -(-2 * workers // units)
+    whole = request.reproducible or workers == 1 or units >= 2 * workers
+    chunks = 1 if whole else -(-2 * workers // units)
     units *= chunks
     arguments = _arguments(request, backward=True)
     rows, columns = arguments[7], arguments[8]

@@ -71,7 +71,7 @@ def multiply(
 Rows = Callable[[Any, int, list[Any]], list[Any]]
 
 
-def _row_blocks(builder: Any, count: Any, rows: int, carried: list[Any], body: Rows) -> list[Any]:
+def row_blocks(builder: Any, count: Any, rows: int, carried: list[Any], body: Rows) -> list[Any]:
     """Call `body(first row, rows, carried)` for all of `count` rows: blocks, then what is left.
 
     Few rows at a time cannot hide the latency of multiply-add, so what is left of large blocks goes
@@ -136,7 +136,7 @@ def _score_product(tile: target.Tile) -> Any:
 
                 places = [builder.add(maximum_, index(n * lanes)) for n in range(columns)]
                 before = [vectors.load(builder, s, place, ALIGN) for place in places]
-                most = _row_blocks(builder, keys_, tile.accumulators // columns, before, block)
+                most = row_blocks(builder, keys_, tile.accumulators // columns, before, block)
                 for place, value in zip(places, most, strict=True):
                     vectors.store(builder, value, s, place, ALIGN)
 
@@ -192,7 +192,7 @@ def _value_product(tile: target.Tile) -> Any:
                             vectors.store(builder, total, s, place(m, n), ALIGN)
                     return nothing
 
-                _row_blocks(builder, size_, tile.accumulators // columns, [], block)
+                row_blocks(builder, size_, tile.accumulators // columns, [], block)
 
             _by_columns(builder, active_, tile.columns, for_columns)
             return context.get_dummy_value()
@@ -242,7 +242,7 @@ def _lane_product(tile: target.Tile) -> Any:
                             vectors.store(builder, total, o, place(m, n))
                     return nothing
 
-                _row_blocks(builder, keys_, tile.accumulators // columns, [], block)
+                row_blocks(builder, keys_, tile.accumulators // columns, [], block)
 
             whole = builder.sub(width_, builder.srem(width_, index(wide)))
             with Loop(builder, whole, [], wide) as loop:
@@ -276,6 +276,10 @@ def _softmax_step(tile: target.Tile) -> Any:
 
     Exponentials are powers of two, of scores times log₂e. A row in which nothing has been visible
     so far has maximum −inf; it is measured from 0 instead, and all its weights are 0.
+
+    Weights are summed in the same order however many keys there are: up to 3 rows behind the last
+    are overwritten, with −inf and then 0. So a row is the same, to the last bit, in a tile that
+    ends with it and in one that hides what follows.
     """
     vectors = Vectors(tile.dtype, tile.lanes)
     wide = tile.queries
@@ -287,6 +291,8 @@ def _softmax_step(tile: target.Tile) -> Any:
             s = pointer(context, builder, signature.args[0], scratch_)
             lowest, zero = vectors.constant(float("-inf")), vectors.constant(0.0)
             sharp = vectors.constant(_LOG2_E)
+            more = builder.add(keys_, index(_UNROLL - 1))
+            padded = builder.sub(more, builder.srem(more, index(_UNROLL)))
 
             def column(offset: Any) -> None:
                 places = [
@@ -305,18 +311,20 @@ def _softmax_step(tile: target.Tile) -> Any:
                 vectors.store(builder, rescale, s, places[2], ALIGN)
                 vectors.store(builder, lowest, s, places[3], ALIGN)
                 start = builder.gep(s, [builder.add(scores_, offset)])
-
-                def block(first: Any, rows: int, sums: list[Any]) -> list[Any]:
-                    for m in range(rows):
-                        at = builder.mul(builder.add(first, index(m)), index(wide))
+                with Loop(builder, padded, [], 1, keys_) as loop:
+                    vectors.store(builder, lowest, start, builder.mul(loop.i, index(wide)), ALIGN)
+                    loop.close([])
+                with Loop(builder, padded, [zero], _UNROLL) as loop:
+                    (total,) = loop.carried
+                    for m in range(_UNROLL):
+                        at = builder.mul(builder.add(loop.i, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
                         below = builder.fmul(builder.fsub(score, base), sharp)
                         weight = vectors.exp2(builder, below)
                         vectors.store(builder, weight, start, at, ALIGN)
-                        sums[0] = builder.fadd(sums[0], weight)
-                    return sums
-
-                (total,) = _row_blocks(builder, keys_, _UNROLL, [zero], block)
+                        total = builder.fadd(total, weight)
+                    loop.close([total])
+                (total,) = loop.carried
                 before = vectors.load(builder, s, places[1], ALIGN)
                 total = vectors.multiply_add(builder, before, rescale, total)
                 vectors.store(builder, total, s, places[1], ALIGN)
@@ -353,7 +361,7 @@ def _exp_shifted(tile: target.Tile) -> Any:
                         vectors.store(builder, vectors.exp2(builder, below), start, at, ALIGN)
                     return nothing
 
-                _row_blocks(builder, keys_, _UNROLL, [], block)
+                row_blocks(builder, keys_, _UNROLL, [], block)
 
             _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
@@ -398,7 +406,7 @@ def _gradient_step(tile: target.Tile) -> Any:
                         vectors.store(builder, change, upstream, at, ALIGN)
                     return nothing
 
-                _row_blocks(builder, keys_, _UNROLL, [], block)
+                row_blocks(builder, keys_, _UNROLL, [], block)
 
             _each_column(tile, builder, active_, column)
             return context.get_dummy_value()

@@ -18,7 +18,7 @@ from .vector import I32, Vectors, index, pointer, raw
 _INT = types.intp
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """The transpose of a square block: in turn, exchange the off-diagonal blocks of each size."""
     lanes = len(rows)
     rows = list(rows)
@@ -53,7 +53,7 @@ def _block_in(vectors: Vectors, wide: int) -> Any:
                 for j in range(vectors.lanes)
             ]
             times = vectors.splat(builder, factor_)
-            for d, column in enumerate(_transposed(builder, rows)):
+            for d, column in enumerate(transposed(builder, rows)):
                 place = builder.add(to_, index(d * wide))
                 vectors.store(builder, builder.fmul(column, times), s, place)
             return context.get_dummy_value()
@@ -78,7 +78,7 @@ def _block_out(vectors: Vectors, wide: int) -> Any:
                 builder.fmul(vectors.load(builder, s, builder.add(at_, index(d * wide))), times)
                 for d in range(vectors.lanes)
             ]
-            for j, row in enumerate(_transposed(builder, columns)):
+            for j, row in enumerate(transposed(builder, columns)):
                 place = builder.add(to_, builder.mul(step_, index(j)))
                 vectors.store(builder, row, a, place)
             return context.get_dummy_value()

@@ -180,9 +180,10 @@ class Loop:
     """
 
     def __init__(
-        self, builder: Any, stop: Any, carried: list[Any], step: int = 1, start: Any = None
+        self, builder: Any, stop: Any, carried: list[Any], step: Any = 1, start: Any = None
     ) -> None:
-        self.builder, self.stop, self.initial, self.step = builder, stop, carried, step
+        self.builder, self.stop, self.initial = builder, stop, carried
+        self.step = index(step) if isinstance(step, int) else step
         self.start = index(0) if start is None else start
 
     def __enter__(self) -> Loop:
@@ -207,7 +208,7 @@ class Loop:
     def close(self, values: list[Any]) -> None:
         """End the body."""
         builder = self.builder
-        following = builder.add(self.i, index(self.step), flags=["nsw"])
+        following = builder.add(self.i, self.step, flags=["nsw"])
         self.i.add_incoming(following, builder.block)
         for phi, value in zip(self.carried, values, strict=True):
             phi.add_incoming(value, builder.block)

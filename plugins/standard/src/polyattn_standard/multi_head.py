@@ -60,6 +60,8 @@ class MultiHead(ScaledDotProduct):
     (4, 8)
     """
 
+    by_row = False  # NumPy's products, which project, depend on the number of rows
+
     def __init__(self, config: MultiHeadConfig, *, spec: MechanismSpec) -> None:
         super().__init__(config, spec=spec)
         # Inputs have `heads` heads whatever kv_heads is: the projections come behind the split.

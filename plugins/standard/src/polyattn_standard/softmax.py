@@ -74,6 +74,8 @@ class Cosine(StreamingMechanism):
     True
     """
 
+    by_row = True
+
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         gains = np.full(self.config.heads, self.config.scale, np.float64)
         return {**super()._initial_parameters(rng), "gain": gains}
@@ -143,6 +145,8 @@ class L2(StreamingMechanism):
     >>> l2([1.0], [[1.0], [2.0], [30.0]], np.eye(3)).round(3)
     array([0.731, 0.269, 0.   ])
     """
+
+    by_row = False  # the origin moves with the keys
 
     def _scale(self, call: Call) -> float:
         return 1.0
