@@ -13,7 +13,7 @@ def describe() -> dict[str, object]:
     from polyattn_core.simd import target, threads
 
     versions = {}
-    for name in ("polyattn", "polyattn-core", "numpy", "numba", "llvmlite", "torch"):
+    for name in ("polyattn", "polyattn-core", "numpy", "numba", "llvmlite", "torch", "onnxruntime"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

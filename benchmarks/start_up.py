@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+TITLE = "Start-up and calls"
 _IMPORT = "import time; t = time.perf_counter(); import polyattn; print(time.perf_counter() - t)"
 _LISTS = "-m", "polyattn", "list"
 

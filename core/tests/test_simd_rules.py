@@ -257,13 +257,25 @@ def test_a_rule_is_compiled_once_for_all_threads() -> None:
     assert len(set(addresses)) == 1
 
 
+@score_rule
+def halved(score, times):  # type: ignore[no-untyped-def]
+    while times > ONE:
+        score = score / TWO
+        times = times - ONE
+    return score
+
+
 def test_gradients_of_a_rule_without_derivative(build: Callable[..., Any]) -> None:
     mechanism = build(Ruled, ScaledConfig, dim=12, heads=2)
-    mechanism.rules = [(by_place, ())]
+    mechanism.rules = [(halved, (3.0,))]
     query, key, value, _ = inputs()
+    expected = attention(query @ key.swapaxes(-1, -2) / 4, value)
+    np.testing.assert_allclose(mechanism.attend(query, key, value), expected, atol=1e-13)
     with pytest.raises(CapabilityError) as caught:
         mechanism.attend_vjp(query, key, value)
+    line = halved.function.__code__.co_firstlineno + 2
     assert str(caught.value) == (
-        "tests/plain does not support gradients with the score rule by_place, which has no "
-        "derivative"
+        "tests/plain does not support gradients with the score rule halved, which has no "
+        f"derivative: one cannot be derived ({__file__}:{line}: a `while` statement), so give it "
+        "with @halved.derivative"
     )

@@ -13,10 +13,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .arrays import Array
 from .cached import CachedCall, widened
@@ -27,6 +27,7 @@ from .masks import Mask
 from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
+from .score_option import Score, ScoreParameters, ScoreValues, UserRule
 from .spec import MechanismSpec
 
 if TYPE_CHECKING:
@@ -55,11 +56,21 @@ class StreamingConfig(AttentionConfig):
     """The same bits whatever the batch, the threads, and how queries are divided into calls."""
     position: Position | None = None
     """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
+    score: Score = None
+    """A score rule of your own, applied to the mechanism's scores; in JSON "module:name"."""
+    score_params: ScoreValues = Field(default_factory=ScoreParameters)
+    """The rule's parameters by name: numbers, one number a head, or arrays that it indexes."""
 
     @field_validator("position", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_score(self) -> Self:
+        if self.score is None and self.score_params:
+            raise ValueError("score_params: there is no score= whose parameters they could be")
+        return self
 
 
 class ScaledConfig(StreamingConfig):
@@ -85,6 +96,16 @@ class StreamingMechanism(Mechanism):
             raise ConfigError(
                 "reproducible", True, f"False: {spec.name} looks at all keys of a call at once"
             )
+        self._user_rule: UserRule | None = None
+        rule = getattr(self.config, "score", None)
+        if rule is not None:
+            self._user_rule = UserRule(rule, self.config.score_params, config.heads)
+            moved = type(self)._transform is not StreamingMechanism._transform
+            if moved and (rule.row or rule.column):
+                raise ConfigError(
+                    "score", rule, f"a rule without row and column: {self.name} transforms queries "
+                    "and keys, and their statistics would be those of what it makes of them",
+                )  # fmt: skip
 
     def _by_row(self) -> bool:
         if self.normaliser not in _BY_TILE:
@@ -152,15 +173,18 @@ class StreamingMechanism(Mechanism):
         position = self.config.position
         if position is not None and not isinstance(position, Alibi):
             return False
+        if self._user_rule is not None:  # whose arrays live as long as a request
+            return False
         kind = type(self)
         return all(getattr(kind, n) is getattr(StreamingMechanism, n) for n in _DECISIONS)
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         position = self.config.position
+        arrays = self._user_rule.initial() if self._user_rule else {}
         if isinstance(position, T5Bias):
             shape = (self.config.heads, position.buckets)
-            return {"position.table": rng.normal(0, 0.02, shape).astype(np.float32)}
-        return {}
+            arrays["position.table"] = rng.normal(0, 0.02, shape).astype(np.float32)
+        return arrays
 
     def attend(
         self,
@@ -297,11 +321,15 @@ class StreamingMechanism(Mechanism):
         from .simd import engine
 
         request, undo = self._request(call)
-        for rule, _ in request.all_rules():
-            if not rule.differentiable:
+        for rule, values in request.all_rules():
+            obstacle = rule.obstacle(rule.kinds(values))
+            if obstacle:
                 raise self._lacks(
-                    f"gradients with the score rule {rule.name}, which has no derivative"
+                    f"gradients with the score rule {rule.name}, which has no derivative: one "
+                    f"cannot be derived ({obstacle}), so give it with @{rule.name}.derivative"
                 )
+            if self._user_rule is not None and rule is self._user_rule.rule:
+                self._user_rule.check(values, call, self._scale(call))
         state = engine.forward(request)
 
         def pullback(gradient: Array) -> Gradients:
@@ -310,6 +338,11 @@ class StreamingMechanism(Mechanism):
             if undo is not None:
                 d_query, d_key = undo(d_query, d_key)
             parameters = self._parameter_gradients(found.parameters, found.sink)
+            user = self._user_rule
+            if user is not None and request.encoded is not None:
+                place = next(n for n, (rule, _) in enumerate(request.rules) if rule is user.rule)
+                slots = request.encoded.slots[place]
+                parameters |= user.gradients(found.parameters, found.arrays, slots)
             bias = found.bias
             position = self.config.position
             if isinstance(position, T5Bias) and bias is not None:
@@ -360,6 +393,8 @@ class StreamingMechanism(Mechanism):
     def _all_rules(self, call: Call) -> list[tuple[ScoreRule, Sequence[Any]]]:
         config = self.config
         rules = list(self._rules(call))
+        if self._user_rule is not None:
+            rules.append(self._user_rule.link(self.parameters, call.dtype))
         if isinstance(config.position, Alibi):
             from .simd.builtin_rules import alibi
 

@@ -108,7 +108,8 @@ class Predicate(Mask):
     """A function ``(batch, head, query, key) -> bool`` of integers, compiled on first use.
 
     It sees positions only, never values, and is called once for each pair in tiles that other
-    masks have not already decided.
+    masks have not already decided. Arrays that it refers to, such as document numbers, are compiled
+    in: other arrays want another function.
     """
 
     function: Callable[[int, int, int, int], bool]
@@ -122,8 +123,9 @@ class Predicate(Mask):
             )
 
     def program(self, shape: MaskShape) -> Program:
-        from ..simd.predicates import compiled
+        from ..simd.predicates import compiled, try_out
 
+        try_out(self.function, (shape.batch, shape.heads, shape.queries, shape.keys))
         code = compiled(self.function)
         return (Primitive("predicate", (code.address,), keep=code),)
 

@@ -19,7 +19,7 @@ from . import target
 from .jit import Kernel, embed, inline
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp
-from .rules import call_backward
+from .rule_encoding import call_backward
 from .scores import (
     COMPONENT_COUNT,
     COMPONENT_WIDTH,

@@ -16,7 +16,8 @@ from .forward import forward_kernel
 from .jit import Kernel
 from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
-from .rules import EncodedRules, ScoreRule, Statistic, encode_rules
+from .rule_encoding import EncodedRules, array_gradients, encode_rules
+from .rules import ScoreRule, Statistic
 from .scores import (
     COMPONENT_COUNT,
     COMPONENT_WIDTH,
@@ -118,6 +119,8 @@ class EngineGradients:
     parameters: Array
     """(heads, parameters of all rules), those of components first."""
     sink: Array | None
+    arrays: dict[int, Array] = field(default_factory=dict)
+    """By arrays that rules index; by the column of `parameters` that stands for them."""
 
 
 _NAMES = {np.dtype(name): name for name in ("float32", "float64")}
@@ -163,7 +166,8 @@ def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     )
     chain = request.all_rules()
     if chain:
-        encoded = encode_rules(chain, heads, dtype, backward=backward)
+        shape = (batch, heads, int(plan[2]), int(plan[3]))
+        encoded = encode_rules(chain, heads, dtype, backward=backward, shape=shape)
         request.encoded = encoded
         table, parameters = encoded.table, encoded.parameters
         if encoded.row_statistics:
@@ -360,7 +364,8 @@ def _forward_in_chunks(request: Request, tasks: int, workers: int) -> State:
         chunks = max(1, min(-(-2 * workers // tasks), keys // _LEAST_CHUNK))
     parts = np.empty((chunks * batch, heads, queries, request.value.shape[3]), dtype)
     logs = np.empty((chunks * batch, heads, queries), dtype)
-    arguments = _arguments(replace(request, sink=None))
+    without_sink = replace(request, sink=None)  # named, as it keeps arrays of rules alive
+    arguments = _arguments(without_sink)
     arguments[4][12] = chunks
     results = (parts, logs, np.empty_like(logs))
     threads.run(forward_kernel(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
@@ -437,6 +442,12 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
         d_bias, d_bias_base = _bias_slots(request.bias, units)
     if d_bias_base is not None and len(d_bias_base) == 1:
         workers = 1
+    arrays: dict[int, Array] = {}
+    if request.encoded is not None and request.encoded.arrays:
+        most = max(array.nbytes for array in request.encoded.arrays.values())
+        arrays = array_gradients(request.encoded, d_parameters, _slots(most, units))
+        if _slots(most, units) == 1:
+            workers = 1
     threads.run(
         backward_kernel(dtype).compile(),
         (
@@ -446,6 +457,8 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
         units,
         workers,
     )  # fmt: skip
+    for slot in arrays:  # where addresses were
+        d_parameters[:, :, slot : slot + (2 if dtype == "float32" else 1)] = 0
     total_query = d_query[0] if chunks == 1 else d_query.sum(axis=0)
     key_gradient = d_key[..., :size]
     if len(slices) > 1:
@@ -472,6 +485,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
         None if d_bias_base is None else d_bias_base.sum(axis=0),
         d_parameters.sum(axis=0),
         sink_gradient,
+        {slot: array.sum(axis=0) for slot, array in arrays.items()},
     )
 
 

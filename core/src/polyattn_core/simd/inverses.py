@@ -21,14 +21,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from .mathematics import _IN_ORDER, _floating, _not_compiled, _power_of_two
+from .mathematics import IN_ORDER, floating, not_compiled, power_of_two
 
-log1p = _not_compiled("log1p")
-acosh1p = _not_compiled("acosh1p")
-arc = _not_compiled("arc")
-arc_slope = _not_compiled("arc_slope")
-arc_positive = _not_compiled("arc_positive")
-arc_negative = _not_compiled("arc_negative")
+log1p = not_compiled("log1p")
+acosh1p = not_compiled("acosh1p")
+arc = not_compiled("arc")
+arc_slope = not_compiled("arc_slope")
+arc_positive = not_compiled("arc_positive")
+arc_negative = not_compiled("arc_negative")
 
 _TERMS = {types.float32: (5, 12), types.float64: (11, 25)}
 """Terms of the series of log and of arc that reach the precision of the type."""
@@ -63,12 +63,12 @@ def _polynomial(coefficients: tuple[Any, ...]) -> Any:
         text = f"({text}) * x + {name}"
     scope: dict[str, Any] = dict(zip(names, coefficients, strict=True))
     exec(f"def polynomial(x): return {text}", scope)
-    return numba.njit(**_IN_ORDER)(scope["polynomial"])
+    return numba.njit(**IN_ORDER)(scope["polynomial"])
 
 
-@overload(log1p, jit_options=_IN_ORDER)
+@overload(log1p, jit_options=IN_ORDER)
 def _log1p(x):  # type: ignore[no-untyped-def]
-    kind = _floating(x)
+    kind = floating(x)
     if kind is None:
         return None
     number = _number(kind)
@@ -80,16 +80,16 @@ def _log1p(x):  # type: ignore[no-untyped-def]
         # ln(1 + x) = n ln 2 + 2 artanh(f / (2 + f)) with 1 + f in [√½, √2).
         whole = one + x
         n = _exponent(whole * root)
-        f = x if n == zero else whole * _power_of_two(-n) - one
+        f = x if n == zero else whole * power_of_two(-n) - one
         s = f / (two + f)
         return n * ln2 + two * s * series(s * s)
 
     return implementation
 
 
-@overload(acosh1p, jit_options=_IN_ORDER)
+@overload(acosh1p, jit_options=IN_ORDER)
 def _acosh1p(x):  # type: ignore[no-untyped-def]
-    kind = _floating(x)
+    kind = floating(x)
     if kind is None:
         return None
     two = _number(kind)(2)
@@ -106,9 +106,9 @@ def _taylor(kind: Any) -> tuple[Any, ...]:
     return tuple(number(math.comb(2 * k, k) / 4**k / (2 * k + 1)) for k in range(_TERMS[kind][1]))
 
 
-@overload(arc_positive, jit_options=_IN_ORDER)
+@overload(arc_positive, jit_options=IN_ORDER)
 def _arc_positive(t):  # type: ignore[no-untyped-def]
-    kind = _floating(t)
+    kind = floating(t)
     if kind is None:
         return None
     number = _number(kind)
@@ -130,9 +130,9 @@ def _arc_positive(t):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(arc_negative, jit_options=_IN_ORDER)
+@overload(arc_negative, jit_options=IN_ORDER)
 def _arc_negative(t):  # type: ignore[no-untyped-def]
-    kind = _floating(t)
+    kind = floating(t)
     if kind is None:
         return None
     number = _number(kind)
@@ -149,9 +149,9 @@ def _arc_negative(t):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(arc, jit_options=_IN_ORDER)
+@overload(arc, jit_options=IN_ORDER)
 def _arc(t):  # type: ignore[no-untyped-def]
-    kind = _floating(t)
+    kind = floating(t)
     if kind is None:
         return None
     number = _number(kind)
@@ -178,9 +178,9 @@ def _arc(t):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(arc_slope, jit_options=_IN_ORDER)
+@overload(arc_slope, jit_options=IN_ORDER)
 def _arc_slope(t):  # type: ignore[no-untyped-def]
-    kind = _floating(t)
+    kind = floating(t)
     if kind is None:
         return None
     number = _number(kind)

@@ -1,4 +1,7 @@
-"""Elementary functions that vectorise, for score rules: exp, expm1, tanh, sigmoid.
+"""Elementary functions that vectorise, for score rules.
+
+Here: exp, expm1, tanh, sigmoid. In :mod:`logarithms`: log, log1p, hyperbolic functions and their
+inverses; in :mod:`trigonometry`: sin, cos, tan and their inverses; in :mod:`normal`: erf, gelu.
 
 PyPI's llvmlite has no vector maths library, so `math.exp` in a loop is a scalar call. These are
 straight-line code in the precision of their argument, with errors of at most 4 units in the last
@@ -17,7 +20,10 @@ from numba.extending import intrinsic, overload
 from .jit import FASTMATH, OPTIONS
 
 # Re-association would add the two parts of ln 2 up to one, and errors would grow with the argument.
-_IN_ORDER = {**OPTIONS, "fastmath": FASTMATH - {"reassoc"}}
+IN_ORDER = {**OPTIONS, "fastmath": FASTMATH - {"reassoc"}}
+
+# Reciprocals of roots are not estimated either: at 0 the estimate is no number.
+FAITHFUL = {**OPTIONS, "fastmath": {"nsz", "contract"}}
 
 # (2^f − 1) / f on [−1/2, 1/2], constant term first.
 _COEFFICIENTS = {
@@ -46,7 +52,7 @@ _COEFFICIENTS = {
     ),
 }
 # ln 2 in two parts, so that x − n·ln 2 is exact to the last place.
-_LN2 = {
+LN2 = {
     types.float32: (0.693359375, -2.12194440e-4),
     types.float64: (0.6931471803691238, 1.9082149292705877e-10),
 }
@@ -67,7 +73,7 @@ def _rint(typing, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _power_of_two(typing, n):  # type: ignore[no-untyped-def]
+def power_of_two(typing, n):  # type: ignore[no-untyped-def]
     """2^n for a whole number n between the least normal exponent and 127 (1023)."""
 
     def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -83,7 +89,9 @@ def _power_of_two(typing, n):  # type: ignore[no-untyped-def]
     return n(n), emit
 
 
-def _not_compiled(name: str) -> Any:
+def not_compiled(name: str) -> Any:
+    """A name for functions that only compiled code can call."""
+
     def function(x: float) -> float:
         raise TypeError(f"{name} is for code that Numba compiles; use numpy.{name} elsewhere")
 
@@ -92,27 +100,28 @@ def _not_compiled(name: str) -> Any:
     return function
 
 
-exp = _not_compiled("exp")
-expm1 = _not_compiled("expm1")
-tanh = _not_compiled("tanh")
-sigmoid = _not_compiled("sigmoid")
+exp = not_compiled("exp")
+expm1 = not_compiled("expm1")
+tanh = not_compiled("tanh")
+sigmoid = not_compiled("sigmoid")
 
 
 def _constants(kind: Any) -> tuple[Any, ...]:
     number = np.float32 if kind is types.float32 else np.float64
     polynomial = tuple(number(c) for c in _COEFFICIENTS[kind])
     low, high = (number(b) for b in _BOUNDS[kind])
-    first, second = (number(c) for c in _LN2[kind])
+    first, second = (number(c) for c in LN2[kind])
     return number, polynomial, low, high, number(1 / np.log(2)), first, second
 
 
-def _floating(x: Any) -> Any:
+def floating(x: Any) -> Any:
+    """The type, where it is one of those that are computed in."""
     return x if x in (types.float32, types.float64) else None
 
 
-@overload(expm1, jit_options=_IN_ORDER)
+@overload(expm1, jit_options=IN_ORDER)
 def _expm1(x):  # type: ignore[no-untyped-def]
-    kind = _floating(x)
+    kind = floating(x)
     if kind is None:
         return None
     number, polynomial, low, high, inverse, first, second = _constants(kind)
@@ -130,16 +139,16 @@ def _expm1(x):  # type: ignore[no-untyped-def]
         for coefficient in rest:
             series = series * part + coefficient
         # Half the power, doubled at the end: 2^n itself would overflow at the upper bound.
-        scale = _power_of_two(n - one)
+        scale = power_of_two(n - one)
         result = (scale * (series * part) + (scale - half)) * two
         return infinite if x > high else result
 
     return implementation
 
 
-@overload(exp, jit_options=_IN_ORDER)
+@overload(exp, jit_options=IN_ORDER)
 def _exp(x):  # type: ignore[no-untyped-def]
-    kind = _floating(x)
+    kind = floating(x)
     if kind is None:
         return None
     number, polynomial, low, high, inverse, first, second = _constants(kind)
@@ -155,7 +164,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
         series = top
         for coefficient in rest:
             series = series * part + coefficient
-        scale = _power_of_two(n - one)
+        scale = power_of_two(n - one)
         result = (scale * (series * part) + scale) * two
         result = infinite if x > high else result
         return zero if x < low else result
@@ -163,18 +172,27 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(tanh, jit_options=OPTIONS)
+@overload(tanh, jit_options=IN_ORDER)
 def _tanh(x):  # type: ignore[no-untyped-def]
-    kind = _floating(x)
+    kind = floating(x)
     if kind is None:
         return None
-    number = np.float32 if kind is types.float32 else np.float64
-    limit, two = number(9.5 if kind is types.float32 else 20.0), number(2)
+    number, polynomial, _, _, inverse, first, second = _constants(kind)
+    limit, one, two = number(9.5 if kind is types.float32 else 20.0), number(1), number(2)
+    top, rest = polynomial[-1], polynomial[-2::-1]
 
     def implementation(x):  # type: ignore[no-untyped-def]
         inside = limit if x > limit else x
         inside = -limit if inside < -limit else inside
-        grown = expm1(two * inside)
+        # expm1 of twice that, which cannot overflow
+        inside = two * inside
+        n = _rint(inside * inverse)
+        part = ((inside - n * first) - n * second) * inverse
+        series = top
+        for coefficient in rest:
+            series = series * part + coefficient
+        scale = power_of_two(n)
+        grown = scale * (series * part) + (scale - one)
         return grown / (grown + two)
 
     return implementation
@@ -182,7 +200,7 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 @overload(sigmoid, jit_options=OPTIONS)
 def _sigmoid(x):  # type: ignore[no-untyped-def]
-    kind = _floating(x)
+    kind = floating(x)
     if kind is None:
         return None
     one = (np.float32 if kind is types.float32 else np.float64)(1)

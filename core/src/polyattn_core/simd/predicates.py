@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import types
 from numba.core.errors import NumbaError
 
@@ -16,6 +19,7 @@ from .jit import OPTIONS, callback
 
 _I64 = types.int64
 _SIGNATURE = types.void(*[_I64] * 7, types.CPointer(types.uint8))
+_tried: weakref.WeakKeyDictionary[Callable[..., Any], set[Any]] = weakref.WeakKeyDictionary()
 _compiled: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
 
 
@@ -42,10 +46,47 @@ def compiled(function: Callable[..., Any]) -> Any:
     try:
         found = callback(fill, _SIGNATURE, f"predicate {digest(python)}")
     except NumbaError as error:
-        name = getattr(python, "__qualname__", repr(python))
-        code = getattr(python, "__code__", None)
-        place = f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown source"
         raise KernelError(
-            f"the mask predicate {name} ({place}) cannot be compiled: {error}"
+            f"the mask predicate {_name(python)} ({_place(python)}) cannot be compiled: {error}"
         ) from error
     return _compiled.setdefault(python, found)
+
+
+def try_out(function: Callable[..., Any], sizes: Sequence[int]) -> None:
+    """Call a predicate, uncompiled, at the corners of (batch, heads, queries, keys), once.
+
+    Raises
+    ------
+    KernelError
+        Where it raises, as by reading outside an array, or returns what is neither true nor false.
+    """
+    python = getattr(function, "py_func", function)
+    done = _tried.setdefault(python, set())
+    if tuple(sizes) in done:
+        return
+    ends = [sorted({0, size // 2, size - 1}) for size in sizes]
+    for place in itertools.product(*ends):
+        try:
+            seen = python(*place)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            line = frames[-1] if len(frames) > 1 else frames[0]
+            raise KernelError(
+                f"the mask predicate {_name(python)} ({line.filename}:{line.lineno}) raises for "
+                f"batch, head, query, key = {place}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(seen, bool | np.bool_ | int | np.integer):
+            raise KernelError(
+                f"the mask predicate {_name(python)} ({_place(python)}) returns {seen!r}; it must "
+                "return True or False"
+            )
+    done.add(tuple(sizes))
+
+
+def _name(python: Any) -> str:
+    return str(getattr(python, "__qualname__", repr(python)))
+
+
+def _place(python: Any) -> str:
+    code = getattr(python, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown source"

@@ -28,7 +28,7 @@ from .masking import (
     WIDTH,
     interpret,
 )
-from .rules import call_forward
+from .rule_encoding import call_forward
 from .tiles import ALIGN, tile_operations
 from .transpose import transpose_operations
 from .vector import pointer
