@@ -22,12 +22,11 @@ from .arrays import Array
 from .cached import CachedCall, widened
 from .config import AttentionConfig
 from .diagnostics import AttentionComputed, bus
-from .errors import ArgumentError, ConfigError, PolyattnError
+from .errors import ArgumentError, PolyattnError
 from .masks import Mask
 from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
 from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
-from .spec import MechanismSpec
 
 if TYPE_CHECKING:
     from .simd.engine import Component, Plan, Request
@@ -78,13 +77,6 @@ class StreamingMechanism(Mechanism):
     to the last bit? None for yes, unless the mechanism maps queries and keys or has its own forward
     pass: then it has to say so."""
     config: Any
-
-    def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
-        super().__init__(config, spec=spec)
-        if self.config.reproducible and not self._by_row():
-            raise ConfigError(
-                "reproducible", True, f"False: {spec.name} looks at all keys of a call at once"
-            )
 
     def _by_row(self) -> bool:
         if self.normaliser not in _BY_TILE:
