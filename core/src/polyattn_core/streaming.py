@@ -78,6 +78,10 @@ class StreamingMechanism(Mechanism):
     pass: then it has to say so."""
     config: Any
 
+    @property
+    def _reproducible(self) -> bool:
+        return bool(getattr(self.config, "reproducible", False))
+
     def _by_row(self) -> bool:
         if self.normaliser not in _BY_TILE:
             return False
@@ -230,7 +234,7 @@ class StreamingMechanism(Mechanism):
             return False
         from .simd import halves
 
-        return not config.reproducible and halves.supported()
+        return not self._reproducible and halves.supported()
 
     def _forward(self, call: Call) -> Array:
         from .simd import engine
@@ -281,7 +285,7 @@ class StreamingMechanism(Mechanism):
     def _cached(self, call: CachedCall) -> PartialState:
         from .stored import attend_stored
 
-        if self.config.reproducible:
+        if self._reproducible:
             return widened(self, call, whole=True)
         return attend_stored(self, call) or widened(self, call, whole=False)
 
@@ -334,7 +338,7 @@ class StreamingMechanism(Mechanism):
         request.top = self._top(call)
         request.epsilon = self._epsilon()
         request.block = self._block()
-        request.reproducible = self.config.reproducible
+        request.reproducible = self._reproducible
         if call.seed is not None:
             request.seed, request.keep = call.seed, 1 - config.dropout
         if isinstance(config.position, T5Bias):
