@@ -105,14 +105,14 @@ def test_shapes_at_head_level(
             np.zeros((5, 5)),
             MaskError,
             (
-                "array: got float64 array of shape (5, 5); expected a boolean array (..., heads, "
+                "mask: got float64 array of shape (5, 5); expected a boolean array (..., heads, "
                 "queries, keys)"
             ),
         ),
         (
             np.ones((4, 5), bool),
             MaskError,
-            "array: got (1, 4, 5); expected 1 or 5 rows",
+            "mask: got (1, 4, 5); expected 1 or 5 rows",
         ),
     ],
     ids=["text", "numbers", "rows"],

@@ -233,3 +233,22 @@ def test_numbers_below_the_normal_ones(build: Build, dtype: Any) -> None:
     found = build(dim=8).attend(query * tiny, key, value)
     expected = np.tile(value.astype(DOUBLE).mean(axis=1, keepdims=True), (20, 1))
     np.testing.assert_allclose(found, expected, atol=8 * np.finfo(dtype).eps)
+
+
+@both
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1e-3, 0.3, 3.0, 30.0])
+def test_softpick_keeps_its_digits_near_zero(dtype: Any, size: float) -> None:
+    """eˢ − 1 of a small score is nearly the score, not the difference of two numbers near 1."""
+    query, key, value = arrays(18, dtype, (1, 1, 20, 8), (1, 1, 150, 8), (1, 1, 150, 8))
+    query *= dtype(size)
+    request = engine.Request(query, key, value, 0.25, engine.NORMALISERS["softpick"])
+    state = engine.forward(request)
+    scores = query.astype(DOUBLE) @ key.astype(DOUBLE).swapaxes(-1, -2) / 4
+    less = np.expm1(scores)
+    weights = np.maximum(less, 0) / np.abs(less).sum(axis=-1, keepdims=True)
+    unit = 100 * np.finfo(dtype).eps
+    np.testing.assert_allclose(state.out, weights @ value.astype(DOUBLE), rtol=0, atol=unit)
+    found = engine.gather(request, state, frozenset(("weights",)))["weights"]
+    # The score itself is only known to some of its digits where it is the sum of larger numbers.
+    known = 1e-3 if dtype == np.float32 else 1e-11
+    np.testing.assert_allclose(found, weights, rtol=known, atol=unit * 1e-3)

@@ -10,7 +10,7 @@ import pytest
 
 import polyattn as pa
 import polyattn_registry
-from polyattn import _health
+from polyattn import _health, _warmup
 from polyattn_registry import PluginStatus
 
 Cli = Callable[..., Any]
@@ -142,6 +142,27 @@ def test_warmup_compiles_what_a_mechanism_needs(cli: Cli, registered: Callable[.
     assert "float32" in result.out
     assert "1 mechanism ready: " in result.out
     assert cli("warmup", "doubled").out == "1 mechanism ready: nothing had to be compiled\n"
+
+
+@pytest.mark.slow
+def test_warmup_compiles_one_data_type_in_a_process_beside(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYATTN_CACHE_DIR", str(tmp_path))
+    with _warmup.beside(["sliding-window"], ["float64"]) as helper:
+        found = helper.wait()
+    assert found
+    assert not any("float32" in name for name in found)
+    assert all(kernel.seconds > 0 for kernel in found.values())
+    # Another process has nothing left to do.
+    with _warmup.beside(["sliding-window"], ["float64"]) as helper:
+        assert helper.wait() == {}
+
+
+def test_warmup_does_itself_what_another_process_cannot() -> None:
+    for names, dtypes in ((["no-such-mechanism"], ["float64"]), (["flash"], [])):
+        with _warmup.beside(names, dtypes) as helper:
+            assert helper.wait() == {}
 
 
 def test_warmup_exercises_everything_installed(cli: Cli) -> None:

@@ -561,7 +561,7 @@ class Mechanism(ABC):
 
     def _as_mask(self, mask: Any) -> Mask:
         if isinstance(mask, np.ndarray):
-            return Dense(mask)
+            return Dense(mask, argument="mask")
         if isinstance(mask, Mask):
             return mask
         raise MaskError(

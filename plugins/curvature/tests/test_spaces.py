@@ -92,6 +92,18 @@ def test_fused_against_geoopt(create: Create) -> None:
     np.testing.assert_allclose(by["curvature_s.log"], [1.3 * float(sphere.k.grad)], rtol=1e-5)
 
 
+def test_heads_of_both_signs(create: Create) -> None:
+    """Each head is what it is by itself, whatever signs the others have."""
+    q, k, v = np.random.default_rng(7).standard_normal((3, 3, 6, 4))
+    both = create("kappa-stereographic", dim=12, heads=3)
+    both.parameters.update({"curvature": [-2.0, 0.0, 1.5]}, partial=True)
+    output = both.attend(q, k, v)
+    for head, curvature in enumerate((-2.0, 0.0, 1.5)):
+        one = create("kappa-stereographic", dim=4, curvature=curvature)
+        alone = one.attend(*(x[head : head + 1] for x in (q, k, v)))
+        np.testing.assert_allclose(output[head], alone[0], rtol=1e-10)
+
+
 def test_spherical_is_the_angle(create: Create) -> None:
     q, k = np.random.default_rng(2).standard_normal((2, 6, 3))
     cosines = (q / np.linalg.norm(q, axis=1)[:, None]) @ (k / np.linalg.norm(k, axis=1)[:, None]).T

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +48,44 @@ def exercise(spec: MechanismSpec, dtypes: tuple[str, ...]) -> list[Compiled]:
     finally:
         jit.listeners.remove(listen)
     return ready
+
+
+@contextmanager
+def beside(names: Sequence[str], dtypes: Sequence[str]) -> Iterator[Beside]:
+    """Compile for these data types in a process of its own, into the cache, while others go on.
+
+    One process compiles one kernel at a time. Kernels are of one data type each, so that two
+    processes with different ones do nothing twice.
+    """
+    command = [sys.executable, "-m", "polyattn", "warmup", *names, "--json"]
+    for dtype in dtypes:
+        command += ["--dtype", dtype]
+    if not dtypes or (os.cpu_count() or 1) < 2:
+        yield Beside(None)
+        return
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield Beside(process)
+        finally:
+            process.kill()
+
+
+class Beside:
+    """A process that compiles; what it cannot do is left to whoever started it."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None) -> None:
+        self._process = process
+
+    def wait(self) -> dict[str, Compiled]:
+        """The kernels that it compiled, by name, once it is done."""
+        if self._process is None:
+            return {}
+        output, _ = self._process.communicate()
+        try:
+            kernels = [Compiled(**kernel) for kernel in json.loads(output)["kernels"]]
+        except (ValueError, KeyError, TypeError):
+            return {}
+        return {kernel.kernel: kernel for kernel in kernels if not kernel.from_cache}
 
 
 def _set_up(spec: MechanismSpec) -> Iterator[tuple[Any, Mapping[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,20 +42,24 @@ class Dense(_ByArrays, Mask):
     """A boolean array (…, heads, queries, keys) that broadcasts to the call; True is visible."""
 
     array: Any
+    argument: str = field(default="array", compare=False, repr=False, kw_only=True)
+    """What errors call the array: `mask`, where it was passed as that."""
 
     kind = "dense"
 
     def __post_init__(self) -> None:
         object.__setattr__(
-            self, "array", _booleans("array", self.array, 2, "(..., heads, queries, keys)")
+            self, "array", _booleans(self.argument, self.array, 2, "(..., heads, queries, keys)")
         )
 
     def program(self, shape: MaskShape) -> Program:
-        table = _with_heads(self.array, shape, "array", (shape.queries, shape.keys))
+        table = _with_heads(self.array, shape, self.argument, (shape.queries, shape.keys))
         return (Primitive("dense", (), table.view(np.uint8)),)
 
     def _allowed(self, shape: MaskShape) -> BoolArray:
-        return np.asarray(_with_heads(self.array, shape, "array", (shape.queries, shape.keys)))
+        return np.asarray(
+            _with_heads(self.array, shape, self.argument, (shape.queries, shape.keys))
+        )
 
     def __repr__(self) -> str:
         return f"Dense(<{'×'.join(map(str, self.array.shape))} booleans>)"

@@ -32,7 +32,7 @@ class _ByArrays:
 
     def _key(self) -> tuple[Any, ...]:
         fields = getattr(self, "__dataclass_fields__")  # noqa: B009 - absent on the mixin itself
-        values = [getattr(self, name) for name in fields]
+        values = [getattr(self, name) for name, field in fields.items() if field.compare]
         return tuple(
             (v.shape, v.dtype.str, v.tobytes()) if isinstance(v, np.ndarray) else v for v in values
         )

@@ -10,7 +10,7 @@ from numba.core import types
 from . import target
 from .jit import Kernel, embed
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
-from .mathematics import exp
+from .mathematics import exp, expm1
 from .scores import (
     COMPONENT_COUNT,
     ELEMENTWISE,
@@ -49,20 +49,30 @@ def forward_kernel(dtype: str) -> Kernel:
     weigh, drop, accumulate = scores_of.weigh, scores_of.drop, scores_of.accumulate
 
     @embed
-    def softpick_step(scratch, scores, statistics, nk, active, found, seen):  # type: ignore[no-untyped-def]
-        """Soft-max step, then weights max(eˢ − 1, 0) with denominator Σ|eˢ − 1|, shifted alike."""
+    def softpick_step(scratch, scores, kept, statistics, nk, active, found, seen):  # type: ignore[no-untyped-def]
+        """Soft-max step, then weights max(eˢ − 1, 0) with denominator Σ|eˢ − 1|, shifted alike.
+
+        `kept` is room for the scores and one row more: near 0, eˢ − 1 is taken from the score.
+        """
+        unit, total, before = statistics + 3 * wide, statistics + wide, kept + nk * wide
+        for x in range(nk * wide):
+            scratch[kept + x] = scratch[scores + x]
+        for j in range(wide):
+            scratch[before + j] = scratch[total + j]
         softmax_step(scratch, scores, statistics, nk, active)
-        unit, total = statistics + 3 * wide, statistics + wide
         for j in range(wide):
             scratch[unit + j] = exp(-scratch[statistics + j])
+            scratch[total + j] = scratch[before + j] * scratch[statistics + 2 * wide + j]
         for i in range(nk):
-            at = scores + i * wide
+            at = i * wide
             for j in range(wide):
-                power = scratch[at + j]
-                less = power - scratch[unit + j]
-                visible = found != PARTIAL or seen[i * wide + j] != 0
-                scratch[total + j] += (abs(less) if visible else zero) - power
-                scratch[at + j] = max(less, zero) if visible else zero
+                score = scratch[kept + at + j]
+                small = expm1(score) * scratch[unit + j]
+                less = scratch[scores + at + j] - scratch[unit + j]
+                less = small if abs(score) < one else less
+                visible = found != PARTIAL or seen[at + j] != 0
+                scratch[total + j] += abs(less) if visible else zero
+                scratch[scores + at + j] = max(less, zero) if visible else zero
         for j in range(wide):
             scratch[unit + j] = lowest
 
@@ -85,7 +95,7 @@ def forward_kernel(dtype: str) -> Kernel:
         depth = max(plan[4], 1)
         normaliser = plan[0]
 
-        parts = deep if plan[COMPONENT_COUNT] > 1 else 0
+        parts = deep + 1 if plan[COMPONENT_COUNT] > 1 or plan[0] == SOFTPICK else 0
         length = (size + deep + parts + value_size + 4 + rows.shape[0]) * wide
         length += deep * value_size
         memory = np.empty(length + 64, number)
@@ -138,7 +148,7 @@ def forward_kernel(dtype: str) -> Kernel:
                 if normaliser == ELEMENTWISE:
                     weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, -1, seen, meta)
                 elif normaliser == SOFTPICK:
-                    softpick_step(scratch, scores, statistics, nk, active, found, seen)
+                    softpick_step(scratch, scores, part, statistics, nk, active, found, seen)
                 else:
                     softmax_step(scratch, scores, statistics, nk, active)
                 if plan[5] >= 0:

@@ -6,7 +6,8 @@ argument. `arc` is what makes distances smooth in the curvature κ: with s = sn_
     d = 2 s · arc(κ s²),   arc(t) = arcsin(√t)/√t for t > 0, arsinh(√−t)/√−t for t < 0, arc(0) = 1
 
 is one analytic function for spheres (κ > 0), the plane and hyperbolic spaces (κ < 0). LLVM does not
-vectorise its two sides together: where only 0 ≤ t ≤ 1 comes, `arc_positive` is many times faster.
+vectorise its two sides together: where only 0 ≤ t ≤ 1 comes, `arc_positive` is many times faster,
+where only t ≤ 0, `arc_negative` is somewhat.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ acosh1p = _not_compiled("acosh1p")
 arc = _not_compiled("arc")
 arc_slope = _not_compiled("arc_slope")
 arc_positive = _not_compiled("arc_positive")
+arc_negative = _not_compiled("arc_negative")
 
 _TERMS = {types.float32: (5, 12), types.float64: (11, 25)}
 """Terms of the series of log and of arc that reach the precision of the type."""
@@ -124,6 +126,25 @@ def _arc_positive(t):  # type: ignore[no-untyped-def]
         factor = factor if far else one
         start = quarter_turn if far else zero
         return (start + factor * series(folded)) / (root if far else one)
+
+    return implementation
+
+
+@overload(arc_negative, jit_options=_IN_ORDER)
+def _arc_negative(t):  # type: ignore[no-untyped-def]
+    kind = _floating(t)
+    if kind is None:
+        return None
+    number = _number(kind)
+    series = _polynomial(_taylor(kind))
+    zero, one, quarter = number(0), number(1), number(0.25)
+
+    def implementation(t):  # type: ignore[no-untyped-def]
+        below = t < -quarter
+        root = np.sqrt(abs(t) if below else quarter)
+        logarithm = log1p(root + root * root / (one + np.sqrt(one + root * root)))
+        inner = zero if below else t
+        return logarithm / root if below else series(inner)
 
     return implementation
 

@@ -11,7 +11,7 @@ from numba.core import types
 from . import target
 from .jit import Kernel, embed
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
-from .mathematics import exp
+from .mathematics import exp, expm1
 from .scores import (
     COMPONENT_COUNT,
     ELEMENTWISE,
@@ -37,6 +37,7 @@ def weight_operations(dtype: str) -> SimpleNamespace:
     wide, lanes = tile.queries, tile.lanes
     number = np.dtype(dtype).type
     lowest, infinite, zero, half = number(-np.inf), number(np.inf), number(0), number(0.5)
+    one = number(1)
     exp_shifted = tile_operations(dtype).exp_shifted
     weigh = score_operations(dtype).weigh
 
@@ -87,7 +88,9 @@ def weight_operations(dtype: str) -> SimpleNamespace:
                 for j in range(wide):
                     # The second row is the shift; see forward.
                     shift = scratch[second + j]
-                    less = exp(scratch[at + j] - shift) - exp(-shift)
+                    score = scratch[at + j]
+                    less = exp(score - shift) - exp(-shift)
+                    less = expm1(score) * exp(-shift) if abs(score) < one else less
                     scratch[at + j] = zero if less < zero else less / scratch[first + j]
             return
         if normaliser == TOP_K:

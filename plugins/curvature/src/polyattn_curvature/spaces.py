@@ -138,11 +138,17 @@ class KappaStereographic(Mapped):
         return 1.0
 
     def _rules(self, call: Call) -> Rules:
-        from .kernels import stereographic
+        from . import kernels
 
         noise = _NOISE * np.finfo(call.dtype).eps
         kappa = np.repeat(self.parameters["curvature"], self.config.heads // self._key_heads)
-        return [(stereographic, (self.parameters["beta"], kappa, noise))]
+        if np.all(kappa >= 0):
+            rule = kernels.stereographic_positive
+        elif np.all(kappa <= 0):
+            rule = kernels.stereographic_negative
+        else:
+            rule = kernels.stereographic
+        return [(rule, (self.parameters["beta"], kappa, noise))]
 
     def _parameter_gradients(self, rule_parameters: Array, sink: Array | None) -> dict[str, Array]:
         group = self.config.heads // self._key_heads

@@ -61,7 +61,8 @@ class EarlyExit(Mechanism):
         """After how many steps each query exits, (…, heads, queries), from head-level arrays."""
         call, lead, _ = self._prepare(query, key, value, mask, None, False, None, {})
         taken = self._run(call)[1]
-        return taken.reshape(*lead, *taken.shape[1:])
+        found: Array = taken.reshape(*lead, *taken.shape[1:])
+        return found
 
     def _run(self, call: Call, tape: dict[tuple[int, int], list[_Step]] | None = None) -> Any:
         config, shape = self.config, call.shape

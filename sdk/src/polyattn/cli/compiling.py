@@ -53,26 +53,36 @@ def warmup(
     """Compile kernels ahead of their use.
 
     Runs each mechanism on a few tiny arrays: forward, and gradients, statistics and partial
-    results where it has them. What was compiled before comes from the cache.
+    results where it has them. What was compiled before comes from the cache. The two data types
+    are compiled side by side, in two processes.
     """
     for given in dtype or ():
         if given not in _COMPUTED:
             raise typer.BadParameter(f"--dtype: {given!r} is not one of {', '.join(_COMPUTED)}")
-    from .._warmup import exercise
+    from .._warmup import beside, exercise
 
     # Names are looked up first: a typing mistake should not show after a minute of compiling.
     names = names or registry.available()
     specs = {name: registry.spec(name) for name in names}
+    first, *others = dict.fromkeys(dtype or _COMPUTED)
     kernels: list[Compiled] = []
     failures: dict[str, Exception] = {}
-    with _progress(len(specs), quiet=as_json) as begin:
-        for name, spec in specs.items():
-            begin(name)
-            assert isinstance(spec, MechanismSpec)  # the kind of entry that was asked for
-            try:
-                kernels += exercise(spec, tuple(dtype or _COMPUTED))
-            except Exception as error:  # a mechanism may fail in its own way; go on to the next
-                failures[name] = error
+    with (
+        _progress(len(specs) * (1 + len(others)), quiet=as_json) as begin,
+        beside(names, others) as helper,
+    ):
+        for data_type in (first, *others):
+            # What was compiled beside is only loaded here, and what could not be is compiled.
+            done = {} if data_type == first else helper.wait()
+            for name, spec in specs.items():
+                begin(f"{name}, {data_type}")
+                assert isinstance(spec, MechanismSpec)  # the kind of entry that was asked for
+                try:
+                    ready = exercise(spec, (data_type,))
+                except Exception as error:  # a mechanism may fail in its own way; go on
+                    failures[name] = error
+                else:
+                    kernels += [done.get(kernel.kernel, kernel) for kernel in ready]
     if as_json:
         print_json(
             {

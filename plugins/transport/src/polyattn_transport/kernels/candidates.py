@@ -43,7 +43,8 @@ def candidates_kernel(dtype: str) -> Kernel:
     ops = operations(dtype)
     extremes, counts, passing = ops.extremes, ops.counts, ops.passing
     scores_of = score_operations(dtype)
-    pack, score_tile, visible_keys = scores_of.pack, scores_of.score_tile, scores_of.visible_keys
+    pack_query, score_tile = scores_of.pack_query, scores_of.score_tile
+    visible_keys = scores_of.visible_keys
 
     @inline
     def bisect(scratch, panel, count, wanted, low, high, middle, found, done):  # type: ignore[no-untyped-def]
@@ -123,14 +124,14 @@ def candidates_kernel(dtype: str) -> Kernel:
             h = task // blocks % heads
             q0 = (blocks - 1 - task % blocks) * wide
             nq = min(wide, queries - q0)
-            pack(query, b, h, q0, nq, numbers[0], scratch, packed)
+            pack_query(p, b, h, q0, nq, scratch, packed)
             start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
             stop = max(stop, start)
             for k0 in range(start, stop, deep):
                 nk = min(deep, stop - k0)
                 score_tile(
                     p, b, h, q0, nq, k0, nk, scratch, packed, panel + (k0 - start) * wide, dummy,
-                    dummy, -1, place, stack, seen, meta, True,
+                    dummy, dummy, -1, place, stack, seen, meta, True,
                 )  # fmt: skip
             count = stop - start
             if count > wanted:
