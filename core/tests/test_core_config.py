@@ -48,8 +48,8 @@ class Config(ScaledConfig):
 
 
 OPTIONS = (
-    "dim, heads, kv_heads, threads, causal, dropout, softcap, position, score, score_params, scale, window, stride, "
-    "mode, sizes, inner, wave"
+    "dim, heads, kv_heads, threads, causal, dropout, softcap, reproducible, position, score, "
+    "score_params, scale, window, stride, mode, sizes, inner, wave"
 )
 ROPE = "kind, base, interleaved, size, factor"
 

@@ -151,7 +151,7 @@ class Sparsemax(StreamingMechanism):
 @pytest.mark.parametrize("kind", [Moving, Sparsemax])
 def test_rules_that_cannot_promise_it(build: Any, kind: Any) -> None:
     build(kind, dim=4)
-    with pytest.raises(ConfigError, match=r"^reproducible: got True; expected False: plain looks"):
+    with pytest.raises(ConfigError, match=r"^reproducible: got True; .*plain does not"):
         build(kind, dim=4, reproducible=True)
 
 

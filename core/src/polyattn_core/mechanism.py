@@ -35,7 +35,14 @@ from .arrays import (
     unbroadcast,
 )
 from .config import AttentionConfig
-from .errors import ArgumentError, CapabilityError, MaskError, MissingInputError, ShapeError
+from .errors import (
+    ArgumentError,
+    CapabilityError,
+    ConfigError,
+    MaskError,
+    MissingInputError,
+    ShapeError,
+)
 from .masks import Causal, Dense, Mask, MaskShape
 from .masks.program import FAR
 from .parameters import Parameters, as_seed
@@ -136,6 +143,10 @@ class Mechanism(ABC):
             raise self._lacks("fewer key heads than query heads", "grouped")
         self._key_heads = config.key_heads
         """Heads of the keys and values that are passed in."""
+        if getattr(config, "reproducible", False) and not self._by_row():
+            raise ConfigError(
+                "reproducible", True, f"False: {spec.name} does not compute row by row"
+            )
         self._parameters: Parameters | None = None
 
     # ---- what subclasses implement ----------------------------------------------------------
@@ -143,6 +154,10 @@ class Mechanism(ABC):
     @abstractmethod
     def _forward(self, call: Call) -> Array:
         """The output (batch, heads, queries, value size)."""
+
+    def _by_row(self) -> bool:
+        """Can `reproducible` be promised: does each row go the same way in every call?"""
+        return False
 
     @property
     def _narrow(self) -> bool:

@@ -92,10 +92,6 @@ class StreamingMechanism(Mechanism):
 
     def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
         super().__init__(config, spec=spec)
-        if self.config.reproducible and not self._by_row():
-            raise ConfigError(
-                "reproducible", True, f"False: {spec.name} looks at all keys of a call at once"
-            )
         self._user_rule: UserRule | None = None
         rule = getattr(self.config, "score", None)
         if rule is not None:
@@ -106,6 +102,10 @@ class StreamingMechanism(Mechanism):
                     "score", rule, f"a rule without row and column: {self.name} transforms queries "
                     "and keys, and their statistics would be those of what it makes of them",
                 )  # fmt: skip
+
+    @property
+    def _reproducible(self) -> bool:
+        return bool(getattr(self.config, "reproducible", False))
 
     def _by_row(self) -> bool:
         if self.normaliser not in _BY_TILE:
@@ -173,7 +173,7 @@ class StreamingMechanism(Mechanism):
         position = self.config.position
         if position is not None and not isinstance(position, Alibi):
             return False
-        if self._user_rule is not None:  # whose parameters are learned
+        if self._user_rule is not None:  # whose arrays live as long as a request
             return False
         kind = type(self)
         return all(getattr(kind, n) is getattr(StreamingMechanism, n) for n in _DECISIONS)
@@ -262,7 +262,7 @@ class StreamingMechanism(Mechanism):
             return False
         from .simd import halves
 
-        return not config.reproducible and halves.supported()
+        return not self._reproducible and halves.supported()
 
     def _forward(self, call: Call) -> Array:
         from .simd import engine
@@ -313,7 +313,7 @@ class StreamingMechanism(Mechanism):
     def _cached(self, call: CachedCall) -> PartialState:
         from .stored import attend_stored
 
-        if self.config.reproducible:
+        if self._reproducible:
             return widened(self, call, whole=True)
         return attend_stored(self, call) or widened(self, call, whole=False)
 
@@ -340,9 +340,7 @@ class StreamingMechanism(Mechanism):
             parameters = self._parameter_gradients(found.parameters, found.sink)
             user = self._user_rule
             if user is not None and request.encoded is not None:
-                place = next(
-                    n for n, (rule, _) in enumerate(request.all_rules()) if rule is user.rule
-                )
+                place = next(n for n, (rule, _) in enumerate(request.rules) if rule is user.rule)
                 slots = request.encoded.slots[place]
                 parameters |= user.gradients(found.parameters, found.arrays, slots)
             bias = found.bias
@@ -377,7 +375,7 @@ class StreamingMechanism(Mechanism):
         request.top = self._top(call)
         request.epsilon = self._epsilon()
         request.block = self._block()
-        request.reproducible = self.config.reproducible
+        request.reproducible = self._reproducible
         if call.seed is not None:
             request.seed, request.keep = call.seed, 1 - config.dropout
         if isinstance(config.position, T5Bias):

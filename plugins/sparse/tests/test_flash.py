@@ -240,8 +240,10 @@ START: dict[str, dict[str, Any]] = {  # where the option is to make a difference
     "streaming": {"window": 5},
 }
 NEEDS: dict[str, dict[str, Any]] = {"summary": {"pattern": "fixed", "summary": 4}}
-# With tests of their own; that of `reproducible`, which changes bits alone, is in core.
-ELSEWHERE = {"dim", "heads", "kv_heads", "threads", "block_size", "reproducible"}
+# With tests of their own; those of `reproducible` and of scores are in core.
+ELSEWHERE = {
+    "dim", "heads", "kv_heads", "threads", "block_size", "reproducible", "score", "score_params",
+}  # fmt: skip
 SOFTMAX = [spec for spec in MECHANISMS if spec.name in WIDE]
 
 

@@ -161,7 +161,7 @@ def _readable(kernel: str) -> tuple[str, str]:
     parts = [part for part in path.split(".") if part != "<locals>"]
     # A rule's pass over a tile is generated code; the tag tells whose it is.
     if parts[-1] == "tile_pass":
-        name = f"score rule {tag.split()[0]}"
+        name = "score rule " + tag.partition("(")[0]
     else:
         module, function = (
             part.strip("_").removesuffix("_kernel") for part in (parts[-2], parts[-1])
