@@ -19,12 +19,13 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _NAIVE = 4096  # tokens up to which the n × n form takes part
 
 _NUMPY = """
-import resource, sys, numpy as np
+import sys, numpy as np
 sys.path.insert(0, sys.argv[2])
+import memory
 from alternatives import numpy_attention
 numpy_attention(*np.ones((3, 1, 1, 64, 64), np.float32))
 q, k, v = np.ones((3, 1, 1, int(sys.argv[1]), 64), np.float32)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = memory.watch()
 before = peak()
 out = numpy_attention(q, k, v)
 print(max(0, peak() - before - out.nbytes))

@@ -23,6 +23,7 @@ def describe() -> dict[str, object]:
         "vector_bytes": target.vector_bytes(),
         "cores": os.cpu_count(),
         "threads": threads.limit(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
         "versions": versions,

@@ -39,12 +39,27 @@ def text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def write(file: Path, results: Mapping[str, Any]) -> None:
+    """Write tables to a Markdown file: between its marks, where it has them."""
+    new = markdown(results)
+    old = file.read_text("utf-8") if file.exists() else ""
+    if BEGIN in old and END in old:
+        head, tail = old[: old.index(BEGIN) + len(BEGIN)], old[old.index(END) :]
+        new = f"{head}\n\n{new}\n{tail}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(new, "utf-8")
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables, and what they were measured on."""
     machine = results["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     processor = f"{machine['processor']} ({machine['vector_bytes']}-byte vectors)"
     system = f"{machine['threads']} threads, {machine['system']}, Python {machine['python']}"
+    system += f", load {machine['load']} before the run"
     lines = [f"Measured {results['date']} on {processor}, {system}; {versions}."]
     for part in results["parts"]:
         lines += ["", f"### {part['title']}", ""]

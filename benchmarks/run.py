@@ -86,7 +86,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=available, default=list(available))
     parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds: 2 minutes")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"))
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file too")
+    parser.add_argument(
+        "--markdown", type=Path, help="write the tables to this file too, between its marks"
+    )
     parser.add_argument("--plots", type=Path, default=Path("build"))
     options = parser.parse_args()
     timing.quick = options.quick
@@ -109,7 +111,7 @@ def main() -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if options.markdown:
-            options.markdown.write_text(report.markdown(results), "utf-8")
+            report.write(options.markdown, results)
     console.print(f"Written to {options.json}")
     return 1 if any(part["error"] for part in results["parts"]) else 0
 

@@ -48,7 +48,7 @@ class Config(ScaledConfig):
 
 
 OPTIONS = (
-    "dim, heads, kv_heads, threads, causal, dropout, softcap, position, scale, window, stride, "
+    "dim, heads, kv_heads, threads, causal, dropout, softcap, position, score, score_params, scale, window, stride, "
     "mode, sizes, inner, wave"
 )
 ROPE = "kind, base, interleaved, size, factor"

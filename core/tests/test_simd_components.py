@@ -55,8 +55,12 @@ def third_derivative(score):  # type: ignore[no-untyped-def]
 
 @score_rule
 def halved(score):  # type: ignore[no-untyped-def]
-    """Has no derivative."""
-    return score / TWO
+    """Has no derivative that could be derived."""
+    turns = 0
+    while turns < 1:
+        score = score * np.float32(0.5)
+        turns += 1
+    return score
 
 
 @score_rule

@@ -70,8 +70,14 @@ class Scores:
 
 
 def supports(rules: Rules) -> bool:
-    """Can these rules run along keys?"""
-    return all(rule.row is None and rule.column is None for rule, _ in rules)
+    """Can these rules run along keys? Without statistics, their parameters floating numbers."""
+    return all(
+        rule.row is None
+        and rule.column is None
+        and not rule.arrays
+        and all(kind.kind == "float" for kind in rule.kinds(values).values())
+        for rule, values in rules
+    )
 
 
 def contiguous(key: Array, value: Array, start: int, total: int) -> Stored:
