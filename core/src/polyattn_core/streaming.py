@@ -173,7 +173,7 @@ class StreamingMechanism(Mechanism):
         position = self.config.position
         if position is not None and not isinstance(position, Alibi):
             return False
-        if self._user_rule is not None:  # whose arrays live as long as a request
+        if self._user_rule is not None:  # whose parameters are learned
             return False
         kind = type(self)
         return all(getattr(kind, n) is getattr(StreamingMechanism, n) for n in _DECISIONS)
@@ -340,7 +340,9 @@ class StreamingMechanism(Mechanism):
             parameters = self._parameter_gradients(found.parameters, found.sink)
             user = self._user_rule
             if user is not None and request.encoded is not None:
-                place = next(n for n, (rule, _) in enumerate(request.rules) if rule is user.rule)
+                place = next(
+                    n for n, (rule, _) in enumerate(request.all_rules()) if rule is user.rule
+                )
                 slots = request.encoded.slots[place]
                 parameters |= user.gradients(found.parameters, found.arrays, slots)
             bias = found.bias
