@@ -83,7 +83,8 @@ def family_rules(package: str) -> tuple[Rule, ...]:
             rf"{package}(\..*)?\.kernels(\..*)?",
             ("numpy", "numba", "llvmlite", "polyattn_core.simd", f"{package}*.kernels"),
         ),
-        Rule(rf"{package}\..*", ("numpy", *CORE, package)),
+        # As in core's `streaming`: kernels are for the first call.
+        Rule(rf"{package}\..*", ("numpy", *CORE, package), ("polyattn_core.simd",)),
     )
 
 
@@ -247,6 +248,7 @@ OFFENCES: Mapping[tuple[str, str], bool] = {
     ("polyattn_sparse.flash", "def call():\n    import polyattn_registry"): False,
     ("polyattn_sparse.flash", "import polyattn_standard.reference"): False,
     ("polyattn_sparse.flash", "from polyattn_core.simd import jit"): False,
+    ("polyattn_sparse.flash", "def call():\n    from polyattn_core.simd import engine"): True,
     ("polyattn_sparse.flash", "from . import kernels"): True,
     ("polyattn_sparse.kernels.scan", "from polyattn_core.simd import jit"): True,
     ("polyattn_sparse.linear.kernels.scan", "from polyattn_core.simd import jit"): True,

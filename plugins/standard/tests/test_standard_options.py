@@ -260,8 +260,8 @@ OTHER_VALUES: dict[str, Any] = {
     "mean": False,
     "bias": False,
 }
-# Of which there are tests above; `reproducible` changes bits alone, which core tests.
-LAYOUT = {"dim", "heads", "kv_heads", "threads", "reproducible"}
+# Of which there are tests above; those of `reproducible` and of scores are in core.
+LAYOUT = {"dim", "heads", "kv_heads", "threads", "reproducible", "score", "score_params"}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AttentionMode": "policy",
+    "AttentionMode": "config",
     "CoherenceMetric": "config",
     "CoherencePolicy": "policy",
-    "GateState": "policy",
+    "GateState": "config",
     "MincutGatedConfig": "config",
     "PolicyConfig": "config",
     "TopologyGatedAttention": "gated",

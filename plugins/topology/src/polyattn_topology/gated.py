@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from polyattn_core import diagnostics, resolver
 from polyattn_core.arrays import Array
@@ -21,8 +20,8 @@ from polyattn_core.mechanism import Call, Mechanism, Pullback
 from polyattn_core.spec import MechanismSpec
 
 from .coherence import WindowCoherence
-from .config import TopologyGatedConfig
-from .policy import AttentionMode, CoherencePolicy, GateState
+from .config import AttentionMode, GateState, TopologyGatedConfig
+from .policy import CoherencePolicy
 
 
 class TopologyGatedAttention(Mechanism):
@@ -125,7 +124,7 @@ class TopologyGatedAttention(Mechanism):
         """Go on from the state in a JSON file."""
         try:
             state = GateState(**json.loads(Path(path).read_text("utf-8")))
-        except (ValidationError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise FileFormatError("path", f"{path} ({error})", "a state saved by a gate") from None
         self.restore(state)
 

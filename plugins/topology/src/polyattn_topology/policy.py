@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 
-from pydantic import Field
-
-from polyattn_core.config import Schema
 from polyattn_core.errors import ArgumentError
 
-from .config import PolicyConfig
-
-
-class AttentionMode(StrEnum):
-    """What a gate lets through."""
-
-    STABLE = "stable"
-    CAUTIOUS = "cautious"
-    FREEZE = "freeze"
-
-
-class GateState(Schema):
-    """Everything a gate remembers. Goes through JSON unchanged."""
-
-    mode: AttentionMode | None = None
-    """None before the first call."""
-    coherence: float | None = Field(default=None, ge=0, le=1)
-    """Of the keys that were last measured."""
-    retained: int = Field(default=0, ge=0)
-    """Number of keys of the last call that was not frozen, or of the first call."""
-    fingerprint: str = ""
-    """Of the keys that were last measured."""
-    measured: int = Field(default=0, ge=0)
-    """How often coherence was measured."""
+from .config import AttentionMode, PolicyConfig
 
 
 class CoherencePolicy:
