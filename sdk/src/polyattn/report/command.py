@@ -32,7 +32,7 @@ def report(
         bool, typer.Option("--json", help="Print one JSON document instead.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Say how healthy attention is on a data set, and which mechanism to take.
+    """Recommend a mechanism for a data set, and say why.
 
     The vectors are queries, keys and values. Each family that is installed contributes a metric.
     """
