@@ -154,8 +154,8 @@ def _rules(target: Any, layout: Layout) -> tuple[list[_Rule], list[str]]:
         ]
     covered = [name for rule in rules for name in rule.ours]
     words = {
-        "without": [name for name in own if name not in covered],
         "with": [name for name in covered if name not in own],
+        "without": [name for name in own if name not in covered],
     }
     if any(words.values()):
         text = ", ".join(f"{word} {', '.join(some)}" for word, some in words.items() if some)
