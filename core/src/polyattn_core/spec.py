@@ -181,7 +181,8 @@ class PresetSpec(EntrySpec):
     def __post_init__(self) -> None:
         EntrySpec.__post_init__(self)
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
-        weights = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in self.weights.items()}
+        given: Mapping[str, Any] = self.weights
+        weights = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in given.items()}
         if not all(isinstance(name, str) for names in weights.values() for name in names):
             raise ValueError(f"weights: {weights!r} does not map names to names")
         object.__setattr__(self, "weights", MappingProxyType(weights))
