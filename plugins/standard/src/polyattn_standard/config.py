@@ -18,6 +18,30 @@ class MultiHeadConfig(ScaledConfig):
 
     bias: bool = True
     """Add a learned vector after each projection; not the `bias` on scores of a call."""
+    output_bias: bool | None = None
+    """The same for the last projection alone; as `bias` says by default."""
+    head_size: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Width of a head behind the projections; dim / heads by default."""
+    window: int | None = Field(default=None, ge=1)
+    """Causal: see the last so many keys, its own included. Otherwise half of it (rounded down)
+    before and half after its own. All keys by default."""
+    query_key_norm: bool = False
+    """Divide projected queries and keys by their root mean square, head by head, and multiply them
+    by learned weights; before positions."""
+    norm_epsilon: float = Field(default=1e-6, gt=0, lt=1)
+    """Added to the mean square of `query_key_norm`."""
+
+    @property
+    def projected_size(self) -> int:
+        """Width of a head behind the projections."""
+        return self.head_dim if self.head_size is None else self.head_size
+
+    @property
+    def with_bias(self) -> frozenset[str]:
+        """The projections that add a vector."""
+        inputs = ("query", "key", "value") if self.bias else ()
+        last = self.bias if self.output_bias is None else self.output_bias
+        return frozenset((*inputs, "output") if last else inputs)
 
 
 class CosineConfig(StreamingConfig):

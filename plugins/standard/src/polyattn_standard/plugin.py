@@ -67,7 +67,7 @@ MECHANISMS = (
         "multi_head:MultiHead",
         "MultiHeadConfig",
         "multi_head",
-        ("1706.03762", "2305.13245"),
+        ("1706.03762", "2305.13245", "2302.05442"),
         Capabilities(dropout=True, statistics=_SOFTMAX, parametric=True, value_size=False),
         aliases=("mha",),
         tags=("softmax", "needs-training"),
@@ -213,6 +213,18 @@ def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
             mechanism="multi-head",
             name="without-vectors",
             options={"bias": False},
+            expected_failures=projected,
+        ),
+        ConformanceCase(
+            mechanism="multi-head",
+            name="of-language-models",
+            options={
+                "output_bias": False,
+                "head_size": 6,
+                "window": 9,
+                "query_key_norm": True,
+                "position": "rope",
+            },
             expected_failures=projected,
         ),
     )

@@ -56,9 +56,15 @@ def multi_head(
     def split(x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
+    def normed(name: str, x: Array) -> Array:
+        if not config.query_key_norm:
+            return x
+        square = (x * x).mean(axis=-1, keepdims=True) + config.norm_epsilon
+        return np.asarray(x / np.sqrt(square) * parameters[f"{name}_norm.weight"])
+
     attended = scaled_dot_product(
-        split(affine("query", merged(query)), config.heads),
-        split(affine("key", merged(key)), config.key_heads),
+        normed("query", split(affine("query", merged(query)), config.heads)),
+        normed("key", split(affine("key", merged(key)), config.key_heads)),
         split(affine("value", merged(value)), config.key_heads),
         mask, bias, config=config, parameters=parameters,
     )  # fmt: skip
