@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import polyattn as pa
+from polyattn.report import live
 from polyattn.report.terminal import bar
+from polyattn_core import diagnostics
 from polyattn_core.errors import NotInstalledError
 
 Cli = Callable[..., Any]
@@ -89,6 +93,34 @@ def test_limit_and_scale_change_the_data(cli: Cli) -> None:
     )
     assert part["shape"] == [50, 4]
     assert full["metrics"] != raw["metrics"]
+
+
+def test_live_view_of_attention_that_runs() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    x = np.random.default_rng(0).standard_normal((50, 8))
+    with live(console=console) as view:
+        console.print(view.render())
+        for _ in range(3):
+            pa.attend(x, x, x, "flash")
+        seen = view.report()
+    pa.attend(x, x, x, "flash")
+    assert isinstance(console.file, io.StringIO)
+    first, text = console.file.getvalue().split("\n", 1)
+    assert first == "0 calls of attention, no metric measured yet"
+    assert "3 calls of attention" in text
+    assert f"health {seen.health_score:.2f}" in text
+    assert f"{seen['attention-entropy'].value:.3g}" in text
+    assert view.report() == seen  # the block is over
+
+
+def test_live_view_of_a_window() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with live(2, console=console) as view:
+        for value in (9.0, 0.2, 0.6):
+            diagnostics.publish(diagnostics.MetricMeasured(metric="ib-kl", value=value))
+    assert view.report()["ib-kl"].value == pytest.approx(0.4)
+    with pytest.raises(pa.errors.ArgumentError, match="refresh: got 0"):
+        live(refresh=0)
 
 
 def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
