@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 
 import polyattn as pa
 from polyattn.report import live
+from polyattn.report._picture import picture
 from polyattn.report.terminal import bar
 from polyattn_core import diagnostics
 from polyattn_core.errors import NotInstalledError
@@ -45,11 +47,11 @@ class Texts(HTMLParser):
         self.texts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag not in ("meta", "rect"):
+        if tag not in ("meta", "rect", "circle"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag != "rect":
+        if tag not in ("rect", "circle"):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -68,6 +70,7 @@ def test_page(cli: Cli, tmp_path: Path) -> None:
     assert parser.open == []
     assert "attention-entropy" in parser.texts
     assert "<script" not in text
+    assert text.count("<circle") == 40
     assert "http" not in text.replace("http://www.w3.org", "")
     assert "a&lt;b.npy" in text
 
@@ -93,6 +96,24 @@ def test_limit_and_scale_change_the_data(cli: Cli) -> None:
     )
     assert part["shape"] == [50, 4]
     assert full["metrics"] != raw["metrics"]
+
+
+def test_picture() -> None:
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((2000, 2)) * np.array([10, 3])
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0][:2]
+    text = picture(plane @ turn)
+    assert "1,500 of 2,000 vectors" in text
+    assert "hold 100% of the variance" in text
+    places = np.array(re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', text), float)
+    assert places.shape == (1500, 2)
+    assert places.min() >= 13
+    assert (places.max(axis=0) <= (607, 407)).all()
+    spread = places.std(axis=0)
+    assert spread[0] / spread[1] == pytest.approx(10 / 3, rel=0.1)  # the form is kept
+    for flat in (np.ones((3, 4)), np.arange(4.0)[:, None]):
+        assert picture(flat).count("<circle") == len(flat)
+        assert "nan" not in picture(flat)
 
 
 def test_live_view_of_attention_that_runs() -> None:
