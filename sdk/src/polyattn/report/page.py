@@ -13,7 +13,8 @@ from .. import __version__
 from ._picture import picture
 
 _COLOURS = {"OK": "#2e7d32", "WATCH": "#00838f", "WARNING": "#b26a00", "CRITICAL": "#c62828"}
-_ZONES = {"OK": "#cfe8d0", "WATCH": "#cdebef", "WARNING": "#fbe3b8", "CRITICAL": "#f6cccc"}
+_ENDS = {"topology-coherence": 1.0}
+"""Where a scale ends because there are no greater values."""
 _WIDE, _HIGH = 460, 26
 _MEANING = {
     "stable": "nothing to do",
@@ -36,8 +37,8 @@ display:block}table{border-collapse:collapse;width:100%}td,th{padding:.55rem .6r
 vertical-align:middle}tr+tr{border-top:1px solid #8884}.n{text-align:right;
 font-variant-numeric:tabular-nums}.tag{border-radius:1rem;padding:.1rem .7rem;color:#fff;
 font-size:.85rem}svg{max-width:100%;height:auto}code{background:var(--card);padding:.1rem .4rem;
-border-radius:.3rem}.z{opacity:.9}.dots{fill:var(--dot);fill-opacity:.55}
-@media(prefers-color-scheme:dark){.z{opacity:.35}}
+border-radius:.3rem}.z{opacity:.3}.dots{fill:var(--dot);fill-opacity:.55}
+@media(prefers-color-scheme:dark){.z{opacity:.7}}
 """
 
 
@@ -95,10 +96,11 @@ def _scale(metric: Any) -> str:
     """The zones of a metric from left to right, and where its value lies."""
     limits = metric.thresholds
     top = limits.high * 1.25 if limits.bad_when_low else limits.critical * 1.4
+    top = _ENDS.get(metric.metric_type.value, top)
     edges = sorted({0.0, limits.low, limits.high, limits.warning, limits.critical, top})
     parts = []
     for left, right in itertools.pairwise(edges):
-        colour = _ZONES[limits.status((left + right) / 2).value]
+        colour = _COLOURS[limits.status((left + right) / 2).value]
         x, wide = _WIDE * left / top, _WIDE * (right - left) / top
         parts.append(
             f'<rect class="z" x="{x:.1f}" y="6" width="{wide:.1f}" height="14" fill="{colour}"/>'
