@@ -48,7 +48,7 @@ def report(
         from .page import render
 
         page = Path(html)
-        page.write_text(render(choice, data, vectors.shape), "utf-8")
+        page.write_text(render(choice, data, vectors), "utf-8")
     if as_json:
         print_json({"data": data, "shape": list(vectors.shape), **choice.to_dict()})
         return
