@@ -9,7 +9,6 @@ import numba
 import numpy as np
 
 from polyattn_core.arrays import Array
-from polyattn_core.errors import ShapeError
 from polyattn_core.mechanism import Call, Gradients, Pullback
 
 from .panels import Panel, PanelMechanism, softmax
@@ -27,11 +26,6 @@ class Additive(PanelMechanism):
 
     O(n² hidden) time for each head, of which each step is a tanh: several times a dot product.
     O(n hidden) memory and a panel of scores.
-
-    Raises
-    ------
-    ShapeError
-        By calls, where the head size is not dim / heads.
 
     References
     ----------
@@ -60,9 +54,7 @@ class Additive(PanelMechanism):
 
     def _projected(self, call: Call) -> Call:
         """W q and U k in the place of queries and keys."""
-        size, heads = self.config.head_dim, self.config.heads
-        if call.query.shape[1] != heads or call.query.shape[3] != size:
-            raise ShapeError("query", call.query.shape, f"{heads} heads of size {size}")
+        heads = self.config.heads
         left, right = (
             self.parameters.cast(f"{name}.weight", call.dtype).swapaxes(1, 2)
             for name in ("query", "key")
@@ -84,7 +76,7 @@ class Additive(PanelMechanism):
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         inner = self._projected(call)
-        pull = super()._vjp(inner)[1]
+        output, pull = super()._vjp(inner)
 
         def pullback(gradient: Array) -> Gradients:
             found = pull(gradient)
@@ -96,7 +88,7 @@ class Additive(PanelMechanism):
             learned = {**found.parameters, "query.weight": query, "key.weight": key}
             return Gradients(d_query, d_key, found.value, found.bias, learned)
 
-        return super()._forward(inner), pullback
+        return output, pullback
 
     def _weight_pullback(self, name: str, tokens: Array, found: Gradients) -> tuple[Array, Array]:
         gradient: Array = getattr(found, name)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from polyattn_core.arrays import Array
-from polyattn_core.errors import ShapeError
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
 
@@ -33,8 +32,6 @@ class Differential(StreamingMechanism):
     ------
     ConfigError
         Where the size of a head, dim / heads, is odd.
-    ShapeError
-        By calls with queries of an odd size.
 
     References
     ----------
@@ -70,8 +67,6 @@ class Differential(StreamingMechanism):
 
     def _halves(self, call: Call) -> list[Call]:
         size = call.query.shape[-1]
-        if size % 2:
-            raise ShapeError("query", call.query.shape, "an even head size: it is cut in halves")
         parts = (slice(None, size // 2), slice(size // 2, None))
         # Each map drops weights of its own.
         seeds = (None, None) if call.seed is None else (call.seed, call.seed + 1)

@@ -42,6 +42,8 @@ class Hopfield(Mechanism):
     array([1., 0., 0.])
     """
 
+    config: HopfieldConfig
+
     def __init__(self, config: HopfieldConfig, *, spec: MechanismSpec) -> None:
         super().__init__(config, spec=spec)
         inner = ScaledDotProductConfig(

@@ -44,7 +44,7 @@ class LatentCache:
 
 
 class Latent(Mechanism):
-    """Keys and values of all heads are projections of one latent vector, which is all a cache keeps.
+    """Keys and values of all heads come from one latent vector, which is all a cache keeps.
 
         c = D_k x_k + D_v x_v,   k_h = (U_h c, rope(R x_k)),   v_h = V_h c
         q_h = (Q_h z, rope(P_h z)),   z = x_q or E x_q
@@ -58,7 +58,8 @@ class Latent(Mechanism):
 
     Parameters, (out, in): `compress.key`, `compress.value` (latent, dim); `key.up`, `value.up`
     (dim, latent); `key.rotary` (rope_size, dim); `query.weight` (dim, dim or query_latent),
-    `query.rotary` (heads · rope_size, the same); with `query_latent`, `query.down`; `output.weight`.
+    `query.rotary` (heads · rope_size, the same); with `query_latent`, `query.down`; and
+    `output.weight`.
 
     O(n² (dim + heads · rope_size)) time expanded, O(n_q n heads (latent + rope_size)) absorbed;
     O(n dim) memory.
@@ -237,8 +238,10 @@ class Latent(Mechanism):
                 turned = rotate(shared, np.arange(shape.keys), self._rope, inverse=True)
                 d_key = d_key + back("key.rotary", kept["key"], turned)
             d_query = back("query.down", kept["query"], d_read) if config.query_latent else d_read
-            split = [split_heads(x, heads, "gradient") for x in (d_query, d_key, d_value)]
-            return Gradients(*split, found.bias, learned)
+            d_query, d_key, d_value = (
+                split_heads(x, heads, "gradient") for x in (d_query, d_key, d_value)
+            )
+            return Gradients(d_query, d_key, d_value, found.bias, learned)
 
         output = self._affine("output.weight", merge_heads(attended))
         return split_heads(output, heads, "output"), pullback

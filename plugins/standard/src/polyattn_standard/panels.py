@@ -134,7 +134,8 @@ class PanelMechanism(Mechanism):
         return [places[a:b] for a, b in itertools.pairwise(cuts)]
 
     def _rows(self, call: Call) -> int:
-        return max(1, min(call.query.shape[2], _PANEL // (call.query.shape[1] * call.key.shape[2])))
+        scores = call.query.shape[1] * call.key.shape[2]  # of one query
+        return int(max(1, min(call.query.shape[2], _PANEL // scores)))
 
     def _panels(self, call: Call, places: Sequence[tuple[int, int]]) -> Iterator[Panel]:
         rows = self._rows(call)
@@ -213,7 +214,7 @@ class PanelMechanism(Mechanism):
                 {name: total[name] for name in learned},
             )  # fmt: skip
 
-        return self._forward(call), pullback
+        return PanelMechanism._forward(self, call), pullback
 
 
 def _output(call: Call) -> Array:
@@ -259,7 +260,7 @@ def softmax(scores: Array) -> Array:
     total = weights.sum(axis=-1, keepdims=True)
     total[total == 0] = 1
     weights /= total
-    return weights
+    return np.asarray(weights)
 
 
 def softmax_pullback(weights: Array, gradient: Array) -> Array:
@@ -272,7 +273,7 @@ def scaled_products(panel: Panel, scale: float) -> Array:
     """scale · q·kᵀ."""
     query = by_group(panel.query * panel.query.dtype.type(scale), len(panel.key))
     scores = query @ panel.key.swapaxes(1, 2)
-    return scores.reshape(len(panel.query), -1, panel.key.shape[1])
+    return np.asarray(scores.reshape(len(panel.query), -1, panel.key.shape[1]))
 
 
 def scaled_products_pullback(panel: Panel, scale: float, gradient: Array) -> None:
@@ -289,7 +290,7 @@ def _panel_of(call: Call, bias: Array, panel: Panel) -> Array:
     lead = np.unravel_index(panel.batch, call.shape.lead) if call.shape.lead else ()
     index = tuple(int(i) if n > 1 else 0 for i, n in zip(lead, full.shape, strict=False))
     part = full[index]
-    return part[:, panel.rows] if part.shape[1] > 1 else part
+    return np.asarray(part[:, panel.rows] if part.shape[1] > 1 else part)
 
 
 def _add_bias(call: Call, panel: Panel, gradient: Array) -> None:

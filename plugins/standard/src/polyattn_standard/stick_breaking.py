@@ -57,7 +57,8 @@ class StickBreaking(PanelMechanism):
 
     def _weights(self, panel: Panel, scores: Array) -> tuple[Array, Any]:
         # ln(1 − σ(s)) = −ln(1 + eˢ), ln σ(s) = s − ln(1 + eˢ); −∞, which is hidden, leaves all.
-        less = np.logaddexp(scores, scores.dtype.type(0))
+        with np.errstate(invalid="ignore"):  # NaN stays NaN
+            less = np.logaddexp(scores, scores.dtype.type(0))
         left = np.zeros_like(scores)
         # In float64: a sum over thousands of keys, of which a difference is taken.
         after = np.cumsum(less[..., :0:-1], axis=-1, dtype=np.float64)
