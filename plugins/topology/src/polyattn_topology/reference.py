@@ -36,7 +36,7 @@ def key_graph(keys: Array) -> tuple[Array, Array]:
 
 
 def cheapest_cut(keys: Array) -> tuple[float, Array, Array, float]:
-    """φ, the side of each key, the principal axis and the border on it, by trying all cuts, 64 at most."""
+    """φ, the side of each key, the principal axis and the border on it: the best of 64 cuts."""
     units, graph = key_graph(keys)
     axis = np.linalg.eigh(np.cov(units.T, bias=True).reshape(2 * (keys.shape[-1],)))[1][:, -1]
     along = units @ axis
