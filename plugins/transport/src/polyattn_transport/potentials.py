@@ -258,7 +258,7 @@ def _potential(log_sum_exp: Array, log_mass: Any, exponent: float, own: Array) -
 
 def _finite(potential: Array) -> Array:
     """As good as −∞ for exponentials, and 0 where it is multiplied by a gradient of 0."""
-    return np.maximum(potential, np.finfo(potential.dtype).min / 8)
+    return np.asarray(np.maximum(potential, np.finfo(potential.dtype).min / 8))
 
 
 def _encoded(mask: Mask | None, shape: MaskShape) -> tuple[Any, Any]:
