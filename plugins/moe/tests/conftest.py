@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import polyattn_registry  # noqa: F401  which lets mixtures find their experts
-
 from polyattn_core.config import build_config
 from polyattn_core.spec import resolve
 from polyattn_moe.plugin import MECHANISMS
