@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,7 +11,6 @@ from polyattn_core.config import AttentionConfig
 Expert = str | dict[str, Any]
 """Name of a mechanism, or a mapping of `name` and its options."""
 
-DEFAULT_EXPERT: Mapping[str, Any] = {"name": "standard/multi-head", "bias": False}
 _OURS = {"dim", "heads", "kv_heads", "threads"}
 
 
@@ -29,8 +27,8 @@ class ExpertsConfig(AttentionConfig):
     """Options of mixtures of whole mechanisms."""
 
     experts: Annotated[int, Field(ge=2, le=4096)] | tuple[Expert, ...] = 8
-    """Mechanisms: names, or mappings of a name and options. A number stands for so many layers
-    `multi-head` with weights of their own."""
+    """Mechanisms: names, or mappings of a name and options. A number stands for so many
+    dot-product attentions with projections of queries and outputs of their own."""
 
     @field_validator("experts", mode="wrap")
     @classmethod
@@ -59,9 +57,9 @@ class ExpertsConfig(AttentionConfig):
 
     @property
     def expert_options(self) -> list[dict[str, Any]]:
-        """Name and options of each expert."""
+        """Name and options of each expert; no name for those that a number stands for."""
         if isinstance(self.experts, int):
-            return [dict(DEFAULT_EXPERT) for _ in range(self.experts)]
+            return [{} for _ in range(self.experts)]
         return [dict(e) if isinstance(e, dict) else {"name": e} for e in self.experts]
 
 

@@ -11,11 +11,13 @@ import numpy as np
 
 from polyattn_core import resolver
 from polyattn_core.arrays import Array, merge_heads, split_heads
+from polyattn_core.config import AttentionConfig
 from polyattn_core.errors import ArgumentError, ConfigError, ShapeError
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 from polyattn_core.parameters import as_seed
 from polyattn_core.spec import MechanismSpec
 
+from .projected import Projected
 from .routing import Routing
 from .rows import VisibleRows
 
@@ -81,9 +83,9 @@ class Mixture(Mechanism):
     # ---- parameters -----------------------------------------------------------------------------
 
     def _create(self, options: dict[str, Any], *, dim: int, heads: int) -> Mechanism:
-        options = {**options, "dim": dim, "heads": heads}
-        if self.config.threads is not None:
-            options["threads"] = self.config.threads
+        options = {**options, "dim": dim, "heads": heads, "threads": self.config.threads}
+        if "name" not in options:
+            return Projected(AttentionConfig(**options))
         found: Mechanism = resolver.current().create(options.pop("name"), **options)
         if found.capabilities.side_inputs:
             raise ConfigError("experts", found.name, "mechanisms without inputs of their own")
@@ -101,11 +103,8 @@ class Mixture(Mechanism):
         ours = self.parameters
         for i, expert in enumerate(self.experts):
             theirs = expert.parameters
-            changed = {
-                name: ours[f"experts.{i}.{name}"].base
-                for name in theirs
-                if theirs[name].base is not ours[f"experts.{i}.{name}"].base
-            }
+            own = {name: ours[f"experts.{i}.{name}"].base for name in theirs}
+            changed = {n: x for n, x in own.items() if x is not None and theirs[n].base is not x}
             if changed:
                 theirs.replace(changed)
 
@@ -133,7 +132,7 @@ class Mixture(Mechanism):
         # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
         shape = (batch, queries, heads, call.value.shape[3])
         output = np.zeros(shape, call.dtype).transpose(0, 2, 1, 3)
-        for expert in np.flatnonzero(self._whole):
+        for expert in (i for i, whole in enumerate(self._whole) if whole):
             all_rows = self.experts[expert].attend(
                 *self._all(call), **self._all_options(call, expert)
             )
@@ -149,15 +148,15 @@ class Mixture(Mechanism):
         batch, heads, queries = call.query.shape[:3]
         shape = (batch, queries, heads, call.value.shape[3])
         output = np.zeros(shape, call.dtype).transpose(0, 2, 1, 3)
-        whole: list[tuple[int, Array, Pullback]] = []
+        wholes: list[tuple[int, Array, Pullback]] = []
         parts: list[tuple[Group, Array, Pullback]] = []
-        for expert in np.flatnonzero(self._whole):
+        for expert in (i for i, whole in enumerate(self._whole) if whole):
             found, pull = self.experts[expert].attend_vjp(
                 *self._all(call), **self._all_options(call, expert)
             )
             found = found.reshape(output.shape)
             _add_whole(output, found, gates[..., expert])
-            whole.append((int(expert), found, pull))
+            wholes.append((expert, found, pull))
         for group in self._groups(call, assigned):
             found, pull = self.experts[group.expert].attend_vjp(
                 *self._part(call, group), **group.options
@@ -173,7 +172,7 @@ class Mixture(Mechanism):
             learned = {
                 n: np.zeros(a.shape) for n, a in self.parameters.items() if n.startswith("experts.")
             }
-            for expert, found, pull in whole:
+            for expert, found, pull in wholes:
                 d_gates[..., expert] = np.einsum("bhqd,bhqd->bq", gradient, found)
                 share = gates[:, None, :, expert, None].astype(call.dtype)
                 incoming = (gradient * share).reshape((*call.shape.lead, *gradient.shape[1:]))
@@ -218,7 +217,9 @@ class Mixture(Mechanism):
         def restored(array: Array) -> Array:
             return array.reshape((*lead, *array.shape[1:]))
 
-        arrays = {n: restored(x) if isinstance(x, np.ndarray) else x for n, x in others.items()}
+        arrays: dict[str, Any] = {
+            n: restored(x) if isinstance(x, np.ndarray) else x for n, x in others.items()
+        }
         self.last_routing = Routing(restored(gates), restored(assigned), **arrays)
         return gates, assigned, pullback
 
@@ -230,7 +231,7 @@ class Mixture(Mechanism):
         ]
 
     def _all_options(self, call: Call, expert: int) -> dict[str, Any]:
-        return {"mask": call.mask, "bias": call.bias, **self._training(call, int(expert))}
+        return {"mask": call.mask, "bias": call.bias, **self._training(call, expert)}
 
     def _training(self, call: Call, index: int) -> dict[str, Any]:
         if call.seed is None:
@@ -239,7 +240,7 @@ class Mixture(Mechanism):
 
     def _part(self, call: Call, group: Group) -> list[Array]:
         place = slice(group.batch, group.batch + 1)
-        query = call.query[group.batch, group.heads][None, :, group.rows]
+        query = np.take(call.query[group.batch, group.heads], group.rows, axis=1)[None]
         return [query, call.key[place, group.heads], call.value[place, group.heads]]
 
     def _groups(self, call: Call, assigned: Array) -> Iterator[Group]:

@@ -45,8 +45,9 @@ class MoE(RoutedExperts):
 
     where x is the query's token, all heads together, and W_r the parameter `router.weight`
     (experts, dim). Experts are any registered mechanisms: `experts=("scaled-dot-product",
-    "hyperbolic", {"name": "gaussian", "bandwidth": 2.0})`, or a number, for so many layers
-    `multi-head` with weights of their own. Every expert sees all keys. Learned arrays of expert i
+    "hyperbolic", {"name": "gaussian", "bandwidth": 2.0})`, or a number, for so many dot-product
+    attentions with learned projections of their own, `query.weight` and `output.weight` (dim, dim),
+    and common keys and values. Every expert sees all keys. Learned arrays of expert i
     are parameters `experts.i.…`.
 
     With `expert_capacity`, an expert takes at most ⌈capacity · tokens · top_k / experts⌉ queries of
@@ -73,7 +74,8 @@ class MoE(RoutedExperts):
     References
     ----------
     Shazeer et al., Outrageously large neural networks, arXiv:1701.06538; capacity, jitter and the
-    loss: Fedus et al., Switch transformers, arXiv:2101.03961.
+    loss: Fedus et al., Switch transformers, arXiv:2101.03961; common keys: Zhang et al., Mixture of
+    attention heads, arXiv:2210.05144.
 
     Examples
     --------

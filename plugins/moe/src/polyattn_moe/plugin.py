@@ -19,7 +19,7 @@ MECHANISMS = (
         factory=f"{_MODULE}.moe:MoE",
         config=f"{_MODULE}.config:MoEConfig",
         reference=f"{_MODULE}.reference:moe",
-        papers=("1701.06538", "2101.03961"),
+        papers=("1701.06538", "2101.03961", "2210.05144"),
         capabilities=Capabilities(
             parametric=True, grouped=False, value_size=False, time="O(top_k n² d)"
         ),
@@ -97,6 +97,15 @@ def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
                 "expert_capacity": 0.8,
                 "overflow": "reroute",
                 "normalise": False,
+            },
+        ),
+        ConformanceCase(
+            mechanism="moe",
+            name="positions",
+            options={
+                "experts": ({"name": "standard/stick-breaking"}, {**named[1], "position": "rope"}),
+                "causal": True,
+                "dim": 24,
             },
         ),
         ConformanceCase(mechanism="expert-choice", options=few),

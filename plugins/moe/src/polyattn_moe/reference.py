@@ -30,6 +30,10 @@ def _expert(
     parameters: Parameters,
 ) -> Array:  # fmt: skip
     """Expert i for all queries, by its own reference."""
+    if "name" not in options:
+        own = {n: parameters[f"experts.{i}.{n}"] for n in ("query.weight", "output.weight")}
+        query, key, value = arrays
+        return projected(query, key, value, mask, bias, config=None, parameters=own)
     expert = resolver.current().create(options.pop("name"), **options)
     own = {n: parameters[f"experts.{i}.{n}"] for n in expert.parameters}
     reference = resolve(expert.spec.reference)
@@ -122,8 +126,28 @@ def mixture_of_heads(
         options = dict(chosen) if isinstance(chosen, dict) else {"name": chosen}
         options |= {"dim": config.dim // heads, "heads": 1}
         parts = tuple(array[:, h : h + 1] for array in (query, key, value))
-        masks = [a if a is None or a.shape[1] == 1 else a[:, h : h + 1] for a in (mask, bias)]
-        found = _expert(options, h, parts, *masks, parameters)
+        seen, added = (None if a is None else a[:, h : h + 1] for a in (mask, bias))
+        found = _expert(options, h, parts, seen, added, parameters)
         share = gate[:, None, :, None]
         output.append(np.where(share == 0, 0, share * found))
     return np.concatenate(output, axis=1)
+
+
+def projected(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters,
+) -> Array:  # fmt: skip
+    """softmax((x_q W_qᵀ) kᵀ/√d) v · W_oᵀ."""
+
+    def affine(name: str, x: Array) -> Array:
+        flat = _merged(x) @ parameters[f"{name}.weight"].T
+        return np.asarray(flat.reshape(*flat.shape[:2], query.shape[1], -1).swapaxes(1, 2))
+
+    scores = affine("query", query) @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+    scores = scores if bias is None else scores + bias
+    if mask is None:
+        return np.asarray(affine("output", _softmax(scores) @ value))
+    most = np.where(mask, scores, -1e300).max(axis=-1, keepdims=True)
+    grown = np.where(mask, np.exp(np.where(mask, scores - most, 0)), 0)
+    total = grown.sum(axis=-1, keepdims=True)
+    return np.asarray(affine("output", grown / np.where(total == 0, 1, total) @ value))
