@@ -66,6 +66,7 @@ def test_widths_that_do_not_fit(dim: Any) -> None:
         ("allenai/longformer-base-4096", "sparse/longformer-base"),
         ("meta-llama/Llama-2-7b-hf", "standard/llama-2-7b"),
         ("meta-llama/Meta-Llama-3-8B", "standard/llama-3-8b"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "standard/llama-3-1-8b"),
         ("mistralai/Mistral-7B-v0.1", "standard/mistral"),
         ("mistralai/Mistral-7B-Instruct-v0.3", "standard/mistral-v2"),
         ("google/gemma-2b", "standard/gemma-2b"),
@@ -88,7 +89,7 @@ def test_names_of_models(name: str, preset: str) -> None:
         ("gpt3", "gpt2"),
         # Of the same families, but with other attention.
         ("meta-llama/Llama-2-70b-hf", "llama-2-7b"),
-        ("meta-llama/Llama-3.1-8B", "llama-3-8b"),
+        ("meta-llama/Llama-3.2-1B", "llama-3.1-8b"),
         ("mistralai/Mistral-Nemo-7B", "mistral-7b-v0.3"),
     ],
 )

@@ -100,6 +100,17 @@ CASES = {
         "LlamaModel", llama_like("LlamaConfig", 512, 4, 1, rope(5e5)), LAYER, f"{LAYER}.o_proj",
         512,
     ),
+    "llama-3-1-8b": Case(
+        "LlamaModel",
+        llama_like(
+            "LlamaConfig", 512, 4, 1,
+            rope(
+                5e5, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+        ),
+        LAYER, f"{LAYER}.o_proj", 512,
+    ),
     "mistral": Case(
         "MistralModel", llama_like("MistralConfig", 512, 4, 1, rope(1e4), sliding_window=WINDOW),
         LAYER, f"{LAYER}.o_proj", 512, {"window": WINDOW},

@@ -44,6 +44,7 @@ SIZES = {  # layers are dim, heads, key heads, head size
     "t5-base-decoder": (768, 12, 12, 64),
     "llama-2-7b": (4096, 32, 32, 128),
     "llama-3-8b": (4096, 32, 8, 128),
+    "llama-3-1-8b": (4096, 32, 8, 128),
     "mistral": (4096, 32, 8, 128),
     "mistral-v2": (4096, 32, 8, 128),
     "gemma-2b": (2048, 8, 1, 256),
