@@ -1,0 +1,3 @@
+"""Training."""
+from .losses import *
+from .optimisers import *
