@@ -14,6 +14,7 @@
 ``builder``         the same by name, for plugins too
 ``AttentionPipeline``  attention with norms, residuals, feed-forward layers around it
 ``encoder_block``   one of the transformer's; ``decoder_block``, ``load_torch_layer``
+``training``        losses, optimisers, schedules, miners, checkpoints
 ``recommend``       a mechanism for some data, and why
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
         SideInput,
     )
 
-    from . import builders
+    from . import builders, training
     from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
     from .builders import Builder, builder
     from .pipeline import AttentionPipeline, decoder_block, encoder_block, load_torch_layer
@@ -107,6 +108,7 @@ __all__ = [
     "score_rule",
     "spec",
     "squared_norm",
+    "training",
 ]
 
 _ON_FIRST_USE = {
@@ -133,6 +135,7 @@ _ON_FIRST_USE = {
     "recommend": "polyattn.report:recommend",
     "score_rule": "polyattn_core.simd.rules:score_rule",
     "squared_norm": "polyattn_core.simd.rules:squared_norm",
+    "training": "polyattn.training",
 }
 
 

@@ -33,12 +33,15 @@ def _adam_kernel(dtype: str) -> Kernel:
             start = take_task(counter) * block
             if start >= size:
                 break
-            for i in range(start, min(start + block, size)):
-                g = gradient[i] + coupled * x[i]
-                m = first[i] + rest1 * (g - first[i])
-                v = b2 * second[i] + rest2 * g * g
-                first[i], second[i] = m, v
-                x[i] = keep * x[i] - rate * m / (np.sqrt(v) * root + epsilon)
+            end = min(start + block, size)
+            # Indices from 0 on, or the loop does not vectorise: they might be negative.
+            a, b, c, d = x[start:end], gradient[start:end], first[start:end], second[start:end]
+            for i in range(a.shape[0]):
+                g = b[i] + coupled * a[i]
+                m = c[i] + rest1 * (g - c[i])
+                v = b2 * d[i] + rest2 * g * g
+                c[i], d[i] = m, v
+                a[i] = keep * a[i] - rate * m / (np.sqrt(v) * root + epsilon)
 
     kind, write = numba.from_dtype(np.dtype(dtype)), _vector(dtype, written=True)
     signature = types.void(
@@ -58,18 +61,21 @@ def _sgd_kernel(dtype: str) -> Kernel:
             if start >= size:
                 break
             end = min(start + block, size)
+            a, b, c = x[start:end], gradient[start:end], velocity[start:end]
             if not moving:
-                for i in range(start, end):
-                    x[i] -= rate * (gradient[i] + coupled * x[i])
+                for i in range(a.shape[0]):
+                    a[i] -= rate * (b[i] + coupled * a[i])
             elif nesterov:
-                for i in range(start, end):
-                    g = gradient[i] + coupled * x[i]
-                    velocity[i] = momentum * velocity[i] + g
-                    x[i] -= rate * (g + momentum * velocity[i])
+                for i in range(a.shape[0]):
+                    g = b[i] + coupled * a[i]
+                    v = momentum * c[i] + g
+                    c[i] = v
+                    a[i] -= rate * (g + momentum * v)
             else:
-                for i in range(start, end):
-                    velocity[i] = momentum * velocity[i] + gradient[i] + coupled * x[i]
-                    x[i] -= rate * velocity[i]
+                for i in range(a.shape[0]):
+                    v = momentum * c[i] + b[i] + coupled * a[i]
+                    c[i] = v
+                    a[i] -= rate * v
 
     kind, write = numba.from_dtype(np.dtype(dtype)), _vector(dtype, written=True)
     signature = types.void(

@@ -54,16 +54,32 @@ class Optimiser(ABC):
         found = self.learning_rate
         return real("learning_rate", found(self.steps), least=0) if callable(found) else found
 
-    def step(self, parameters: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
+    def step(
+        self,
+        parameters: Mapping[str, Any],
+        gradients: Mapping[str, Any],
+        *,
+        check_finite: bool = False,
+    ) -> None:
         """Change the parameters that have a gradient; the others stay as they are.
 
         Allocates nothing for contiguous arrays after the first step.
 
+        Parameters
+        ----------
+        parameters
+            Writable arrays by name, or the `parameters` of a mechanism or pipeline.
+        gradients
+            Arrays by the same names.
+        check_finite
+            Refuse gradients that are not finite, for one more pass over them. Those of a mechanism
+            or pipeline always are refused.
+
         Raises
         ------
         ParameterError, ShapeError, DTypeError
-            Where a gradient has no parameter, or another shape than it, or a value that is not
-            finite. Nothing has changed then.
+            Where a gradient has no parameter, or another shape than it, or is refused. Nothing has
+            changed then.
         """
         managed = hasattr(parameters, "update") and not isinstance(parameters, dict)
         work: dict[str, tuple[Array, Array]] = {}
@@ -72,6 +88,9 @@ class Optimiser(ABC):
                 known = ", ".join(parameters) or "none"
                 raise ParameterError("gradients", f"one of {name}", f"those of {known}")
             work[name] = self._pair(name, parameters[name], gradient, copied=managed)
+            if (managed or check_finite) and not _finite(work[name][1]):
+                value = "values that are not finite"
+                raise ParameterError(f"gradients[{name!r}]", value, "finite numbers")
         rate, count = self.rate, self.steps + 1
         for name, (array, _) in work.items():
             self._slots_of(name, array)
@@ -79,7 +98,7 @@ class Optimiser(ABC):
             self._step_managed(parameters, work, rate, count)
         else:
             for name, (array, gradient) in work.items():
-                self._step_one(array, gradient, self._slots_of(name, array), rate, count)
+                self._step_one(name, array, gradient, self._slots_of(name, array), rate, count)
         self.steps = count
 
     def _step_managed(
@@ -89,18 +108,19 @@ class Optimiser(ABC):
         states = {}
         for name, (array, gradient) in work.items():
             states[name] = {k: a.copy() for k, a in self._slots_of(name, array).items()}
-            self._step_one(array, gradient, states[name], rate, count)
+            self._step_one(name, array, gradient, states[name], rate, count)
         parameters.update({name: array for name, (array, _) in work.items()}, partial=True)
         self._state.update(states)
 
     def _step_one(
-        self, array: Array, gradient: Array, state: dict[str, Array], rate: float, count: int
-    ) -> None:
+        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float,
+        count: int,
+    ) -> None:  # fmt: skip
         if array.flags.c_contiguous:
-            self._change(array, gradient, state, rate, count)
+            self._change(name, array, gradient, state, rate, count)
         else:
             dense = np.ascontiguousarray(array)
-            self._change(dense, gradient, state, rate, count)
+            self._change(name, dense, gradient, state, rate, count)
             array[...] = dense
 
     def _pair(self, name: str, array: Any, gradient: Any, *, copied: bool) -> tuple[Array, Array]:
@@ -116,9 +136,6 @@ class Optimiser(ABC):
             raise DTypeError(f"gradients[{name!r}]", str(found.dtype), "an array of real numbers")
         self._check_shape(name, array, found)
         found = np.ascontiguousarray(found, array.dtype).reshape(found.shape)
-        if not _finite(found):
-            accepted = "finite numbers"
-            raise ParameterError(f"gradients[{name!r}]", "values that are not finite", accepted)
         return array, found
 
     def _check_shape(self, name: str, array: Array, gradient: Array) -> None:
@@ -143,7 +160,7 @@ class Optimiser(ABC):
 
     @abstractmethod
     def _change(
-        self, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
     ) -> None:
         """Step number `step`, from 1, of one parameter; writes `array` and `state`."""
 
@@ -241,7 +258,7 @@ class SGD(Optimiser):
             self.slots = ("velocity",)
 
     def _change(
-        self, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
     ) -> None:
         velocity = state["velocity"].reshape(-1) if state else None
         kernels.sgd(
@@ -300,7 +317,7 @@ class Adam(Optimiser):
         self.weight_decay = real("weight_decay", weight_decay, least=0)
 
     def _change(
-        self, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
     ) -> None:
         kernels.adam(
             array.reshape(-1), gradient.reshape(-1), state["first"].reshape(-1),
