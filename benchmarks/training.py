@@ -96,15 +96,16 @@ def _adamw(size: int = 100_000_000) -> list[dict[str, object]]:
     parameters = {"weight": rng.standard_normal(size, dtype=np.float32)}
     gradients = {"weight": rng.standard_normal(size, dtype=np.float32)}
     ours = AdamW(learning_rate=1e-3)
-    candidates: dict[str, Callable[[], object]] = {
-        "ours": lambda: ours.step(parameters, gradients)
-    }
+    candidates: dict[str, Callable[[], object]] = {"ours": lambda: ours.step(parameters, gradients)}
     if _has_torch():
         import torch
 
         weight = torch.nn.Parameter(torch.from_numpy(parameters["weight"].copy()))
         weight.grad = torch.from_numpy(gradients["weight"])
-        for name, options in (("torch, fused", {"fused": True}), ("torch, foreach", {"foreach": True})):
+        for name, options in (
+            ("torch, fused", {"fused": True}),
+            ("torch, foreach", {"foreach": True}),
+        ):
             candidates[name] = torch.optim.AdamW([weight], lr=1e-3, **options).step
     return [_row("AdamW, 100 million parameters", interleaved(candidates, rounds=5))]
 

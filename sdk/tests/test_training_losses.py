@@ -23,7 +23,11 @@ def neighbours(n: int, *lead: int) -> Array:
 
 
 CASES: dict[str, tuple[Callable[..., Any], dict[str, Array], dict[str, Array]]] = {
-    "in-batch": (InfoNCE(temperature=0.3), {"query": normal(5, 4), "positive": normal(5, 4, seed=1)}, {}),
+    "in-batch": (
+        InfoNCE(temperature=0.3),
+        {"query": normal(5, 4), "positive": normal(5, 4, seed=1)},
+        {},
+    ),
     "in-batch, products": (
         InfoNCE(temperature=2.0, normalise=False),
         {"query": normal(2, 5, 4), "positive": normal(2, 5, 4, seed=1)},
@@ -31,28 +35,48 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Array], dict[str, Array]]] 
     ),
     "shared negatives": (
         InfoNCE(),
-        {"query": normal(2, 3, 4), "positive": normal(2, 3, 4, seed=1), "negatives": normal(2, 7, 4, seed=2)},
+        {
+            "query": normal(2, 3, 4),
+            "positive": normal(2, 3, 4, seed=1),
+            "negatives": normal(2, 7, 4, seed=2),
+        },
         {},
     ),
     "own negatives": (
         InfoNCE(normalise=False),
-        {"query": normal(3, 4), "positive": normal(3, 4, seed=1), "negatives": normal(3, 2, 4, seed=2)},
+        {
+            "query": normal(3, 4),
+            "positive": normal(3, 4, seed=1),
+            "negatives": normal(3, 2, 4, seed=2),
+        },
         {},
     ),
     "one row": (InfoNCE(), {"query": normal(1, 4), "positive": normal(1, 4, seed=1)}, {}),
     **{
         f"triplet {options}": (
             Triplet(**options),
-            {name: normal(2, 9, 4, seed=i) for i, name in enumerate(("anchor", "positive", "negative"))},
+            {
+                name: normal(2, 9, 4, seed=i)
+                for i, name in enumerate(("anchor", "positive", "negative"))
+            },
             {},
         )
-        for options in ({}, {"squared": True}, {"swap": True}, {"margin": 0.1, "squared": True, "swap": True})
+        for options in (
+            {},
+            {"squared": True},
+            {"swap": True},
+            {"margin": 0.1, "squared": True, "swap": True},
+        )
     },
-    "local": (LocalContrastive(margin=2.5), {"points": normal(2, 7, 3)}, {"neighbours": neighbours(7, 2)}),
+    "local": (
+        LocalContrastive(margin=2.5),
+        {"points": normal(2, 7, 3)},
+        {"neighbours": neighbours(7, 2)},
+    ),
     "log-determinant": (Spectral(), {"points": normal(2, 9, 4)}, {}),
     "log-determinant, flat": (Spectral(epsilon=0.1), {"points": normal(3, 5)}, {}),
     "spread": (Spectral(form="spread", epsilon=0.01), {"points": normal(2, 9, 4)}, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,7 +133,10 @@ def test_tiles_join() -> None:
 
 def test_temperature_of_a_call() -> None:
     query, positive = normal(5, 4), normal(5, 4, seed=1)
-    assert InfoNCE()(query, positive, temperature=0.5)[0] == InfoNCE(temperature=0.5)(query, positive)[0]
+    assert (
+        InfoNCE()(query, positive, temperature=0.5)[0]
+        == InfoNCE(temperature=0.5)(query, positive)[0]
+    )
 
 
 def test_extreme_logits_stay_finite() -> None:
@@ -147,14 +174,30 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "form": (lambda: Spectral(form="log"), ArgumentError, "form.*'spread'"),
     "epsilon": (lambda: Spectral(epsilon=0), ArgumentError, "epsilon"),
     "shapes": (lambda: InfoNCE()(normal(3, 4), normal(2, 4)), ShapeError, "positive"),
-    "negatives": (lambda: InfoNCE()(normal(3, 4), normal(3, 4), normal(2, 5)), ShapeError, "negatives"),
+    "negatives": (
+        lambda: InfoNCE()(normal(3, 4), normal(3, 4), normal(2, 5)),
+        ShapeError,
+        "negatives",
+    ),
     "zeros": (lambda: InfoNCE()(np.zeros((3, 4)), normal(3, 4)), ArgumentError, "query.*direction"),
-    "NaN": (lambda: Triplet()(normal(3) * np.nan, normal(3), normal(3)), ArgumentError, "anchor.*finite"),
-    "dtypes": (lambda: InfoNCE()(normal(3, 4), normal(3, 4, dtype=np.float32)), DTypeError, "float32"),
+    "NaN": (
+        lambda: Triplet()(normal(3) * np.nan, normal(3), normal(3)),
+        ArgumentError,
+        "anchor.*finite",
+    ),
+    "dtypes": (
+        lambda: InfoNCE()(normal(3, 4), normal(3, 4, dtype=np.float32)),
+        DTypeError,
+        "float32",
+    ),
     "neighbours": (lambda: LocalContrastive()(normal(3, 4), np.eye(3)), ArgumentError, "booleans"),
-    "neighbours' shape": (lambda: LocalContrastive()(normal(3, 4), np.eye(2) > 0), ShapeError, "neighbours"),
+    "neighbours' shape": (
+        lambda: LocalContrastive()(normal(3, 4), np.eye(2) > 0),
+        ShapeError,
+        "neighbours",
+    ),
     "one point": (lambda: Spectral()(normal(1, 4)), ShapeError, "at least 2 points"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

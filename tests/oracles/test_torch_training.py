@@ -55,7 +55,10 @@ def test_info_nce(tensor: Any, close: Any, negatives: str, normalise: bool, dtyp
             labels = torch.zeros(logits.shape[:-1], dtype=torch.long)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1) / tau, labels.flatten())
 
-    inputs = {"query": normal(2, 65, 8, dtype=dtype), "positive": normal(2, 65, 8, seed=1, dtype=dtype)}
+    inputs = {
+        "query": normal(2, 65, 8, dtype=dtype),
+        "positive": normal(2, 65, 8, seed=1, dtype=dtype),
+    }
     if negatives != "in-batch":
         shape = (2, 63, 8) if negatives == "shared" else (2, 65, 3, 8)
         inputs["negatives"] = normal(*shape, seed=2, dtype=dtype)
@@ -79,7 +82,9 @@ def test_triplet(tensor: Any, close: Any, swap: bool, dtype: str) -> None:
 @pytest.mark.parametrize("form", ["log-determinant", "spread"])
 def test_spectral(tensor: Any, close: Any, form: str, dtype: str) -> None:
     def theirs(points: Any) -> Any:
-        covariance = torch.stack([torch.cov(p.T) for p in points]) + 0.01 * torch.eye(6, dtype=points.dtype)
+        covariance = torch.stack([torch.cov(p.T) for p in points]) + 0.01 * torch.eye(
+            6, dtype=points.dtype
+        )
         if form == "log-determinant":
             return -torch.logdet(covariance).mean() / 6
         return torch.linalg.eigvalsh(covariance).log().var(-1, correction=0).mean()
@@ -131,9 +136,7 @@ def test_optimisers_step_by_step(tensor: Any, close: Any, case: str, dtype: str)
     ours = training.make("optimiser", name, learning_rate=0.05, **options)
     oracle = getattr(torch.optim, cls)(theirs.values(), lr=0.05, **their_options)
     for step in range(10):
-        gradients = {
-            k: normal(*a.shape, seed=step + 9, dtype=dtype) for k, a in parameters.items()
-        }
+        gradients = {k: normal(*a.shape, seed=step + 9, dtype=dtype) for k, a in parameters.items()}
         ours.step(parameters, gradients)
         for k, gradient in gradients.items():
             theirs[k].grad = tensor(gradient)

@@ -26,7 +26,9 @@ def _adam_kernel(dtype: str) -> Kernel:
     number = np.dtype(dtype).type
     one = number(1)
 
-    def adam(x, gradient, first, second, keep, coupled, b1, b2, rate, root, epsilon, block, counter):  # type: ignore[no-untyped-def]
+    def adam(
+        x, gradient, first, second, keep, coupled, b1, b2, rate, root, epsilon, block, counter
+    ):  # type: ignore[no-untyped-def]
         rest1, rest2 = one - b1, one - b2
         size = x.shape[0]
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,17 @@ def real(
     most: float | None = None,
 ) -> float:
     """A finite number within bounds."""
-    bounds = (
-        (above, "above", lambda x, b: x > b),
-        (least, "at least", lambda x, b: x >= b),
-        (below, "below", lambda x, b: x < b),
-        (most, "at most", lambda x, b: x <= b),
-    )
     good = isinstance(value, int | float | np.integer | np.floating)
     good = good and not isinstance(value, bool) and math.isfinite(value)
-    if not good or any(b is not None and not test(value, b) for b, _, test in bounds):
-        words = " and ".join(f"{word} {b:g}" for b, word, _ in bounds if b is not None)
+    tests = (
+        ("above", above, operator.gt),
+        ("at least", least, operator.ge),
+        ("below", below, operator.lt),
+        ("at most", most, operator.le),
+    )
+    bounds = [(word, bound, test) for word, bound, test in tests if bound is not None]
+    if not good or not all(test(value, bound) for _, bound, test in bounds):
+        words = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds)
         raise ArgumentError(name, value, f"a finite number {words}".rstrip())
     return float(value)
 

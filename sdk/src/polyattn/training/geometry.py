@@ -15,7 +15,6 @@ from polyattn_core.errors import ArgumentError, ParameterError, ShapeError
 from ._checks import real
 from .optimisers import Adam, Optimiser, Rate
 
-
 _LIMIT = 1 - 1e-6
 """Radii of the ball from which on points are moved inwards: 14.5 from the origin at κ = −1."""
 
@@ -26,7 +25,7 @@ class NaturalGradient(Optimiser):
     * ``metric="categorical"``: each last axis holds the logits of a categorical distribution
       p = softmax(θ), whose Fisher information diag(p) − ppᵀ is inverted exactly, in O(d).
     * ``metric="diagonal"``: the diagonal of the empirical Fisher information, the mean square of
-      the gradients of single examples. Pass these along a leading axis, (examples, \\*shape); their
+      the gradients of single examples. Pass these along a leading axis, (examples, …); their
       mean is g. A gradient of the parameter's own shape counts as that of one example.
 
     Parameters
@@ -78,7 +77,13 @@ class NaturalGradient(Optimiser):
             raise ShapeError(f"gradients[{name!r}]", gradient.shape, accepted)
 
     def _change(
-        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
     ) -> None:
         if self.metric == "categorical":
             direction = _categorical(array, gradient, self.damping)
@@ -175,7 +180,13 @@ class RiemannianAdam(Adam):
         return (*array.shape[:-1], 1) if point else array.shape
 
     def _change(
-        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
     ) -> None:
         if not self._is_point(name):
             super()._change(name, array, gradient, state, rate, step)

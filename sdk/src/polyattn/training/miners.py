@@ -71,7 +71,7 @@ class Miner(ABC):
 def _positives(positive: Any, n: int, m: int) -> Array:
     found = np.asarray(positive)
     if found.dtype == np.bool_ and found.shape == (n, m):
-        return found
+        return np.asarray(found)
     if found.dtype.kind in "iu" and found.shape == (n,):
         if ((found < 0) | (found >= m)).any():
             raise ArgumentError("positive", found.tolist(), f"indices from 0 to {m - 1}")

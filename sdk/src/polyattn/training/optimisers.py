@@ -160,7 +160,13 @@ class Optimiser(ABC):
 
     @abstractmethod
     def _change(
-        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
     ) -> None:
         """Step number `step`, from 1, of one parameter; writes `array` and `state`."""
 
@@ -258,7 +264,13 @@ class SGD(Optimiser):
             self.slots = ("velocity",)
 
     def _change(
-        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
     ) -> None:
         velocity = state["velocity"].reshape(-1) if state else None
         kernels.sgd(
@@ -317,7 +329,13 @@ class Adam(Optimiser):
         self.weight_decay = real("weight_decay", weight_decay, least=0)
 
     def _change(
-        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float, step: int
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
     ) -> None:
         kernels.adam(
             array.reshape(-1), gradient.reshape(-1), state["first"].reshape(-1),
