@@ -15,7 +15,7 @@ from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, FileFormatError, ParameterError
 
 from ._checks import whole
-from .optimisers import Optimiser
+from .optimisers import Optimiser, is_managed
 
 FORMAT, VERSION = "polyattn-checkpoint", 1
 
@@ -104,9 +104,8 @@ def load_checkpoint(
         Where names, shapes or dtypes differ, naming both sides.
     """
     arrays, header = _read(path)
-    found = {k.removeprefix("parameter/"): v for k, v in arrays.items() if k[0] == "p"}
+    found, slots = _under("parameter/", arrays), _under("optimiser/", arrays)
     _check_names(found, parameters)
-    slots = {k.removeprefix("optimiser/"): v for k, v in arrays.items() if k[0] == "o"}
     if optimiser is not None:
         _check_optimiser(header, optimiser)
         for full, array in slots.items():
@@ -121,11 +120,11 @@ def load_checkpoint(
     if optimiser is not None:
         optimiser.load_state(slots, header["optimiser"]["steps"])  # refuses before it changes
     try:
-        if isinstance(parameters, dict):
+        if is_managed(parameters):
+            parameters.update(found)
+        else:
             for name, array in found.items():
                 parameters[name][...] = array
-        else:
-            parameters.update(found)
     except Exception:
         if optimiser is not None and previous is not None:
             optimiser.load_state(*previous)
@@ -133,6 +132,10 @@ def load_checkpoint(
     if rng is not None and fresh is not None:
         rng.bit_generator.state = fresh
     return Checkpoint(header["step"], header["extra"])
+
+
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _described(optimiser: Optimiser) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def _check_names(found: Mapping[str, Array], parameters: Mapping[str, Any]) -> N
         if array.shape != own.shape or array.dtype != own.dtype:
             theirs, ours = f"{array.dtype} {array.shape}", f"{own.dtype} {own.shape}"
             raise ParameterError(name, theirs, f"{ours} like the parameter")
-        if isinstance(parameters, dict) and not own.flags.writeable:
+        if not is_managed(parameters) and not own.flags.writeable:
             raise ParameterError(name, "a read-only array", "one that may be written")
 
 

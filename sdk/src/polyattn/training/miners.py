@@ -65,13 +65,14 @@ class Miner(ABC):
         ranks = np.argsort(np.take_along_axis(order, found, 1), axis=1, kind="stable")
         found = np.take_along_axis(found, ranks, 1)
         found = np.where(np.take_along_axis(order, found, 1) < np.inf, found, -1)
-        return np.pad(found, ((0, 0), (0, self.count - count)), constant_values=-1)
+        padding = ((0, 0), (0, self.count - count))
+        return np.asarray(np.pad(found, padding, constant_values=-1))
 
 
 def _positives(positive: Any, n: int, m: int) -> Array:
     found = np.asarray(positive)
     if found.dtype == np.bool_ and found.shape == (n, m):
-        return np.asarray(found)
+        return found
     if found.dtype.kind in "iu" and found.shape == (n,):
         if ((found < 0) | (found >= m)).any():
             raise ArgumentError("positive", found.tolist(), f"indices from 0 to {m - 1}")
@@ -82,7 +83,7 @@ def _positives(positive: Any, n: int, m: int) -> Array:
 
 def _distances(x: Array, y: Array) -> Array:
     squares = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * (x @ y.T)
-    return np.sqrt(np.maximum(squares, 0))
+    return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 class RandomMiner(Miner):

@@ -81,7 +81,7 @@ class Optimiser(ABC):
             Where a gradient has no parameter, or another shape than it, or is refused. Nothing has
             changed then.
         """
-        managed = hasattr(parameters, "update") and not isinstance(parameters, dict)
+        managed = is_managed(parameters)
         work: dict[str, tuple[Array, Array]] = {}
         for name, gradient in gradients.items():
             if name not in parameters:
@@ -208,6 +208,11 @@ class Optimiser(ABC):
     def __repr__(self) -> str:
         options = {"learning_rate": self.learning_rate, **self.options()}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+
+
+def is_managed(parameters: Mapping[str, Any]) -> bool:
+    """Parameters of a mechanism or pipeline, which `update` sets; arrays are written to."""
+    return hasattr(parameters, "update") and not isinstance(parameters, dict)
 
 
 def _finite(array: Array) -> bool:
