@@ -16,6 +16,7 @@
 ``encoder_block``   one of the transformer's; ``decoder_block``, ``load_torch_layer``
 ``AttentionPreset``  builders as known models have it; ``from_model_name("gpt2", 768)``
 ``for_sequences`` …  builders for data of some kind
+``training``        losses, optimisers, schedules, miners, checkpoints
 ``weights``         weights from safetensors files and state dicts, under the names of models
 ``recommend``       a mechanism for some data, and why
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
         SideInput,
     )
 
-    from . import builders, weights
+    from . import builders, training, weights
     from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
     from .builders import Builder, builder
     from .model_presets import (
@@ -128,6 +129,7 @@ __all__ = [
     "score_rule",
     "spec",
     "squared_norm",
+    "training",
     "weights",
 ]
 
@@ -163,6 +165,7 @@ _ON_FIRST_USE = {
     "recommend": "polyattn.report:recommend",
     "score_rule": "polyattn_core.simd.rules:score_rule",
     "squared_norm": "polyattn_core.simd.rules:squared_norm",
+    "training": "polyattn.training",
     "weights": "polyattn.weights",
 }
 
