@@ -147,6 +147,15 @@ def test_other_uses() -> None:
     np.testing.assert_allclose(writer.attend_cached(query, cache), 1, rtol=1e-6)
 
 
+def test_mixtures() -> None:
+    pytest.importorskip("polyattn_moe", reason="polyattn-moe is not installed")
+    mixture: Any = pa.for_moe(128, 4, 1).build()
+    config = mixture.config
+    assert (mixture.name, config.heads, config.experts, config.top_k) == ("moe/moe", 2, 4, 1)
+    tokens = np.random.default_rng(0).standard_normal((2, 5, 128))
+    assert mixture(tokens).shape == (2, 5, 128)
+
+
 @pytest.mark.parametrize(("dim", "heads"), [(1, 1), (63, 1), (64, 1), (100, 1), (192, 3), (200, 2)])
 def test_heads_of_any_width(dim: int, heads: int) -> None:
     assert pa.for_large_scale(dim).build().config.heads == heads

@@ -177,6 +177,11 @@ def for_vision(dim: int) -> Builder:
     return AttentionPreset.ViT.builder(dim)
 
 
+def for_moe(dim: int, experts: int = 8, top_k: int = 2) -> Builder:
+    """A mixture of so many layers, of which each token goes through `top_k`: `moe`."""
+    return builder("moe/moe", dim, experts, top_k, heads=_heads(dim))
+
+
 def _heads(dim: int) -> int:
     """As many heads as there are with the size that most models have, or the next larger one."""
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
