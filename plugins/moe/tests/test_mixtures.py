@@ -156,6 +156,42 @@ def test_reroute_drops_where_nothing_has_room() -> None:
     assert choice.rerouted.tolist() == [0, 1, 0]
 
 
+def test_learned_noise(create: Create) -> None:
+    """The logits are off by ε softplus(0) at first; the gradient is that of finite differences."""
+    layer = create("moe", dim=8, heads=2, experts=4, noisy=True, top_k=4)
+    arrays = inputs()
+    calm = create("moe", dim=8, heads=2, experts=4, top_k=4)
+    np.testing.assert_array_equal(layer.attend(*arrays), calm.attend(*arrays))
+    plain = layer.last_routing.gates
+    with pytest.raises(ArgumentError, match="rng"):
+        layer.attend(*arrays, training=True)
+    layer.attend(*arrays, training=True, rng=3)
+    draw = np.random.default_rng(3).standard_normal(plain.shape)
+    expected = softmax(np.log(plain) + draw * np.log(2))
+    np.testing.assert_allclose(layer.last_routing.gates, expected, **CLOSE)
+
+    noise = np.random.default_rng(5).standard_normal((4, 8))
+    along = np.random.default_rng(2).standard_normal((4, 8))
+    layer.parameters.update({"router.noise": noise}, partial=True)
+    output, pullback = layer.attend_vjp(*arrays, training=True, rng=3)
+    incoming = np.cos(output)
+    gradients = pullback(incoming)
+    turned = np.random.default_rng(6).standard_normal(arrays[0].shape)
+
+    def value(step: float, turn: float) -> float:
+        layer.parameters.update({"router.noise": noise + step * along}, partial=True)
+        query = arrays[0] + turn * turned
+        found = layer.attend(query, *arrays[1:], training=True, rng=3) * incoming
+        return float(found.sum())
+
+    by_noise = (value(1e-6, 0) - value(-1e-6, 0)) / 2e-6
+    assert (gradients.parameters["router.noise"] * along).sum() == pytest.approx(by_noise, rel=1e-5)
+    by_query = (value(0, 1e-6) - value(0, -1e-6)) / 2e-6
+    assert (gradients.query * turned).sum() == pytest.approx(by_query, rel=1e-5)
+    without = layer.attend_vjp(*arrays)[1](incoming).parameters["router.noise"]
+    assert not without.any()
+
+
 def test_jitter_is_for_training(create: Create) -> None:
     layer = create("moe", dim=8, heads=2, experts=4, jitter_noise=0.5)
     calm = create("moe", dim=8, heads=2, experts=4)

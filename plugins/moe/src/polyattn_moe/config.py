@@ -77,6 +77,8 @@ class MoEConfig(ExpertsConfig):
     """What becomes of a choice of a full expert: nothing, or the token's next best expert."""
     jitter_noise: float = Field(default=0.0, ge=0, lt=1)
     """While training, the router's input is multiplied by numbers from 1 − this to 1 + this."""
+    noisy: bool = False
+    """While training, logits get normal noise, of a width that is learned for token and expert."""
     normalise: bool = True
     """Gates of a token's experts sum to 1; otherwise they are shares among all experts."""
     balance_weight: float = Field(default=0.0, ge=0)

@@ -122,7 +122,7 @@ class Mixture(Mechanism):
         return call, lead, dtype
 
     def _random(self) -> bool:
-        names = ("jitter_noise", "dropout")
+        names = ("jitter_noise", "noisy", "dropout")
         configs = [self.config, *(expert.config for expert in self.experts)]
         return any(getattr(config, name, 0) for config in configs for name in names)
 

@@ -54,7 +54,8 @@ class MoE(RoutedExperts):
     a sequence, first choices first, then by position; what it has no room for is dropped (its share
     of the output is missing) or, with `overflow="reroute"`, goes to the next best expert with room.
     `last_routing` says what became of each token and holds the load-balancing loss. With
-    `jitter_noise`, training multiplies the router's input by random numbers near 1.
+    `jitter_noise`, training multiplies the router's input by random numbers near 1; with `noisy` it
+    adds ε · softplus(x W_nᵀ) to the logits, ε normal and W_n the parameter `router.noise`.
 
     An expert gets a part of the queries. One that looks at positions by itself computes all of
     them, and its part is picked: correct, but not cheaper.
@@ -84,9 +85,15 @@ class MoE(RoutedExperts):
     >>> moe = pa.create("moe", dim=8, heads=2, experts=4, top_k=2, expert_capacity=1.0)
     >>> moe(x).shape
     (6, 8)
-    >>> moe.last_routing.capacity, moe.last_routing.load.max() <= 3
+    >>> moe.last_routing.capacity, bool(moe.last_routing.load.max() <= 3)
     (3, True)
     """
+
+    def _router_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        arrays = super()._router_parameters(rng)
+        if self.config.noisy:
+            arrays["router.noise"] = np.zeros_like(arrays["router.weight"])
+        return arrays
 
     def _route(self, tokens: Array, rng: Any) -> tuple[Array, Array, Any, RoutePullback]:
         config = self.config
@@ -95,6 +102,13 @@ class MoE(RoutedExperts):
             noise = 1 + config.jitter_noise * rng.uniform(-1, 1, tokens.shape)
         seen = tokens * noise
         logits = self._logits(seen)
+        draw = before = np.zeros(())
+        if config.noisy and rng is not None:
+            draw, before = (
+                rng.standard_normal(logits.shape),
+                seen @ self.parameters["router.noise"].T,
+            )
+            logits = logits + draw * np.logaddexp(before, 0)
         count, experts = logits.shape[1:]
         capacity = None
         if config.expert_capacity is not None:
@@ -104,8 +118,10 @@ class MoE(RoutedExperts):
         assigned = np.stack([choice.assigned for choice in choices])
         among = np.stack([choice.among for choice in choices]) if config.normalise else None
         shares = softmax(logits, among)
-        wanted = [choose(one, config.top_k, None, False).assigned for one in logits]
-        loss, loss_gradient = balance(logits, np.stack(wanted))
+        wanted = assigned
+        if capacity is not None:
+            wanted = np.stack([choose(one, config.top_k, None, False).assigned for one in logits])
+        loss, loss_gradient = balance(logits, wanted)
         others = {
             "dropped": np.stack([choice.dropped for choice in choices]),
             "rerouted": np.stack([choice.rerouted for choice in choices]),
@@ -117,6 +133,12 @@ class MoE(RoutedExperts):
             d_logits = softmax_pullback(shares, np.where(assigned, d_gates, 0))
             d_logits = d_logits + config.balance_weight * loss_gradient
             d_tokens, d_weight = self._logits_pullback(seen, d_logits)
-            return d_tokens * noise, {"router.weight": d_weight}
+            learned = {"router.weight": d_weight}
+            if config.noisy:
+                # softplus' = σ; without training there is no noise to learn.
+                d_before = np.broadcast_to(draw / (1 + np.exp(-before)), logits.shape) * d_logits
+                learned["router.noise"] = np.einsum("bne,bnd->ed", d_before, seen)
+                d_tokens = d_tokens + d_before @ self.parameters["router.noise"]
+            return d_tokens * noise, learned
 
         return np.where(assigned, shares, 0), assigned, others, pullback
