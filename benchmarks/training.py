@@ -66,8 +66,8 @@ def _encoder_block() -> list[dict[str, object]]:
         forward["torch"], both["torch"] = theirs, theirs_with_gradients
     title = "BERT-base encoder block, 8 × 512"
     return [
-        _row(f"{title}, forward", interleaved(forward, rounds=5)),
-        _row(f"{title}, forward and gradients", interleaved(both, rounds=5)),
+        _row(f"{title}, forward", interleaved(forward, rounds=3)),
+        _row(f"{title}, forward and gradients", interleaved(both, rounds=3)),
     ]
 
 
