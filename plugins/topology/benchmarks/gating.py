@@ -19,7 +19,7 @@ def _case(tokens: int, rounds: int) -> list[dict[str, object]]:
     steady, *changing = 2 + rng.standard_normal((3, 1, 8, tokens, 64), np.float32)
     names = ("flash", "topology-gated", "topology-gated", "mincut-gated")
     flash, kept, moved, cut = (pa.create(name, dim=512, heads=8) for name in names)
-    coherence = WindowCoherence()
+    coherence = WindowCoherence(sample=256)
     calls = {
         "flash": lambda i: flash.attend(query, changing[i % 2], value),
         "gated, keys as before": lambda i: kept.attend(query, steady, value),

@@ -114,8 +114,39 @@ def test_batches_and_keys_that_do_not_count(rng):
     np.testing.assert_allclose(WindowCoherence()(keys.astype(np.float32)), whole, rtol=1e-4)
 
 
+def test_a_sample_of_keys(rng):
+    for shift in (0, 0.3, 1):
+        keys = rng.standard_normal((3, 1500, 16)) + shift
+        exact, drawn = WindowCoherence()(keys), WindowCoherence(sample=256)(keys)
+        assert (exact != drawn).all()
+        np.testing.assert_allclose(drawn, exact, atol=0.02)
+        seen = np.sort(np.random.default_rng(0).permutation(1500)[:256])
+        np.testing.assert_array_equal(drawn, WindowCoherence()(keys[:, seen]))
+    few = keys[:, :256]
+    np.testing.assert_array_equal(WindowCoherence(sample=256)(few), WindowCoherence()(few))
+
+
+def test_the_gate_takes_a_sample(create, rng):
+    keys = rng.standard_normal((900, 8)) + 1
+    for options, coherence in (
+        ({}, WindowCoherence(sample=256)),
+        ({"sample": 20}, WindowCoherence(sample=20)),
+        ({"sample": None}, WindowCoherence()),
+        ({"window": 30}, WindowCoherence(window=30)),
+    ):
+        gate = create("topology-gated", dim=8, **options)
+        gate(keys)
+        assert gate.state.coherence == pytest.approx(float(coherence(keys)))
+
+
 def test_errors():
-    for arguments in ({"metrics": ["mass"]}, {"metrics": []}, {"window": 1}):
+    for arguments in (
+        {"metrics": ["mass"]},
+        {"metrics": []},
+        {"window": 1},
+        {"sample": 1},
+        {"sample": 9, "window": 3},
+    ):
         with pytest.raises(ArgumentError, match=next(iter(arguments))):
             WindowCoherence(**arguments)
     with pytest.raises(ShapeError, match="keys"):

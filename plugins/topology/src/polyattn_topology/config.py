@@ -82,6 +82,8 @@ class TopologyGatedConfig(AttentionConfig):
     """Metrics of coherence, of which the mean is taken."""
     window: int | None = Field(default=None, ge=2, le=1 << 30)
     """Keys of a window, where keys are a sequence; None where their order means nothing."""
+    sample: int | None = Field(default=256, ge=2)
+    """Keys of each head that coherence looks at, where there are no windows; None for all."""
     policy: PolicyConfig = PolicyConfig()
     """When the mode changes."""
 

@@ -11,7 +11,7 @@ from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
 
-from .coherence import _units, all_borders, least_cut, principal_axis
+from .coherence import _stacks, all_borders, least_cut, principal_axis
 
 
 class MincutGated(StreamingMechanism):
@@ -56,7 +56,7 @@ class MincutGated(StreamingMechanism):
         values = np.ones((batch, key_heads))
         for index in np.ndindex(batch, key_heads):
             # In float64: where two cuts are nearly equal, rounding would choose.
-            (units,) = _units(key[index][None].astype(np.float64))
+            units = _stacks(key[index][None].astype(np.float64))[0][0]
             if len(units) < 2:
                 continue
             axis = principal_axis(units)
