@@ -24,6 +24,7 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:hyperbolic",
         papers=("1805.09786",),
         capabilities=_CAPABILITIES,
+        leading=("curvature",),
         sharpness="beta",
         aliases=("poincare",),
         tags=("softmax", "geometry", "hierarchy"),

@@ -47,8 +47,8 @@ AUTO = MechanismSpec(
         value_size=True,
         dtypes=("float32", "float64", "float16", "bfloat16"),
         exact=False,
-        time="that of what is chosen",
-        memory="that of what is chosen",
+        time="O(n² d)",
+        memory="O(n d)",
     ),
     tags=("adaptive",),
 )
