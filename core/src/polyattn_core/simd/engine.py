@@ -41,6 +41,7 @@ NORMALISERS = {
     "entmax15": ENTMAX15,
     "top-k": TOP_K,
 }
+TOP = 8  # weights a row, where it is not said how many
 _PANEL = (SPARSEMAX, ENTMAX15, TOP_K)
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
 _FEW_ROWS = 8  # query rows of a key head up to which each row by itself is faster than a tile
@@ -92,6 +93,10 @@ class Request:
     threads: int | None = None
     reproducible: bool = False
     """The same bits for any threads, batch and division into calls: nothing is split by keys."""
+    recomputes: bool = False
+    """Weights are going to be recomputed from the state: leave it with all its digits."""
+    entropy: bool = False
+    """Leave the entropy of the rows of a soft-max too."""
     encoded: EncodedRules | None = field(default=None)
 
     def all_rules(self) -> list[tuple[ScoreRule, Sequence[Any]]]:
@@ -106,6 +111,7 @@ class State:
     out: Array
     first: Array
     second: Array
+    entropy: Array | None = None
 
 
 @dataclass(slots=True)
@@ -131,6 +137,7 @@ _EMPTY = {
         np.zeros((0, 1, 1, 1), dtype),  # no statistics
         np.zeros((1, 1, 1, 1), dtype),  # no bias
         np.zeros(0, dtype),  # no sink
+        np.zeros((0, 0, 0), dtype),  # no entropy
     )
     for dtype in _NAMES.values()
 }
@@ -139,7 +146,7 @@ _EMPTY = {
 def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
     query, key = request.query, request.key
     dtype = _NAMES[query.dtype]
-    no_rules, no_statistics, no_bias, no_sink = _EMPTY[dtype]
+    no_rules, no_statistics, no_bias, no_sink, _ = _EMPTY[dtype]
     batch, heads = query.shape[:2]
     parts = _slices(request)
     plan = np.zeros(COMPONENTS + COMPONENT_WIDTH * len(parts), np.int64)
@@ -264,6 +271,8 @@ def _few_rows(request: Request) -> bool:
     """Is each row by itself faster than a tile?"""
     if request.normaliser != SOFTMAX or request.reproducible or request.components:
         return False
+    if request.recomputes or request.entropy:  # rows by themselves leave the output alone
+        return False
     _, heads, queries, _ = request.query.shape
     shared = heads // request.key.shape[1] * queries
     few = shared <= _FEW_ROWS and request.key.shape[2] >= _LEAST_CHUNK
@@ -289,11 +298,25 @@ def forward(request: Request) -> State:
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
     first = np.zeros((batch, heads, queries), dtype)
     second = np.zeros((batch, heads, queries), dtype)
-    threads.run(make(dtype).compile(), (*_arguments(request), out, first, second), tasks, workers)
+    left: tuple[Array, ...] = (first, second)
+    entropy = None
+    if make is forward_kernel:
+        room = _entropy_room(request, batch)
+        left = (*left, room)
+        entropy = room if request.entropy and room.size else None
+    threads.run(make(dtype).compile(), (*_arguments(request), out, *left), tasks, workers)
     if request.normaliser == TOP_K:
         # Like the soft-max, the weights are taken from the denominator; the threshold is second.
         first, second = second, first
-    return State(out, first, second)
+    return State(out, first, second, entropy)
+
+
+def _entropy_room(request: Request, batch: int) -> Array:
+    """Room for the entropy of (chunks · batch, heads, queries); empty where it is not wanted."""
+    _, heads, queries, _ = request.query.shape
+    if not request.entropy or request.normaliser != SOFTMAX:
+        return _EMPTY[_NAMES[request.query.dtype]][4]
+    return np.zeros((batch, heads, queries), request.query.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +335,8 @@ class Plan:
         """Attend with arrays of the dtype and the shapes that this was made for."""
         out = np.empty(self.shape, self.dtype).transpose(0, 2, 1, 3)
         unused = np.empty(self.rows, self.dtype)
-        arguments = (query, key, value, *self.arguments, out, unused, unused)
+        none = _EMPTY[self.dtype][4]
+        arguments = (query, key, value, *self.arguments, out, unused, unused, none)
         threads.run(self.kernel, arguments, self.tasks, self.workers)
         return out
 
@@ -367,29 +391,50 @@ def _forward_in_chunks(request: Request, tasks: int, workers: int) -> State:
     without_sink = replace(request, sink=None)  # named, as it keeps arrays of rules alive
     arguments = _arguments(without_sink)
     arguments[4][12] = chunks
-    results = (parts, logs, np.empty_like(logs))
+    rests, entropies = np.empty_like(logs), _entropy_room(request, chunks * batch)
+    results = (parts, logs, rests, entropies)
     threads.run(forward_kernel(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
     parts = parts.reshape(chunks, batch, *parts.shape[1:])
-    logs = logs.reshape(chunks, batch, heads, queries)
+    logs, rests = (x.reshape(chunks, batch, heads, queries) for x in (logs, rests))
     most = logs.max(axis=0)
     if request.sink is not None:
         most = np.maximum(most, request.sink.astype(dtype)[:, None])
     base = np.where(np.isneginf(most), 0, most)
-    weights = np.exp(logs - base)
+    weights = np.exp(logs - base + rests)
     total = weights.sum(axis=0)
     if request.sink is not None:
         total += np.exp(request.sink.astype(dtype)[:, None] - base)
     # Chunks in which nothing is visible have output 0 and weight 0.
-    out = np.einsum("cbhq,cbhqd->bhqd", weights / np.where(total == 0, 1, total), parts)
+    shares = weights / np.where(total == 0, 1, total)
+    out = np.einsum("cbhq,cbhqd->bhqd", shares, parts)
     with np.errstate(divide="ignore"):
-        log_denominator = base + np.log(total)
+        logarithm = np.log(total)
+    log_denominator = base + logarithm
+    rest = np.where(np.isneginf(logarithm), 0, logarithm) - (
+        np.where(np.isneginf(log_denominator), base, log_denominator) - base
+    )
+    entropy = None
+    if request.entropy:
+        entropies = entropies.reshape(logs.shape)
+        own = np.log(np.where(shares > 0, shares, 1))
+        entropy = (shares * (entropies - own)).sum(axis=0)
     if request.sink is not None:
         log_denominator = np.where(np.isneginf(logs.max(axis=0)), -np.inf, log_denominator)
-    return State(out, log_denominator, np.zeros_like(log_denominator))
+    return State(out, log_denominator, rest, entropy)
 
 
-def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, Array]:
-    """Weights and what is summed from them: `weights`, `entropy`, `column_mass`."""
+def gather(
+    request: Request, state: State, wanted: frozenset[str], top: int = TOP
+) -> dict[str, Array]:
+    """Weights and what is taken from them: `weights`, `entropy`, `column_mass`, `top_weights`.
+
+    The last comes with `top_keys`: the `top` largest weights of each row, and their keys.
+    """
+    if "entropy" in wanted and state.entropy is not None:
+        rest = gather(request, state, wanted - {"entropy"}, top)
+        return {**rest, "entropy": state.entropy}
+    if not wanted:
+        return {}
     query = request.query
     dtype = _NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
@@ -398,14 +443,17 @@ def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, 
         "weights": (batch, heads, queries, keys),
         "entropy": (batch, heads, queries),
         "column_mass": (batch, heads, keys),
+        "top_weights": (batch, heads, queries, top),
     }
     found = {
         name: np.zeros(size if name in wanted else (0,) * len(size), dtype)
         for name, size in sizes.items()
     }
-    arguments = (*_arguments(request), state.first, state.second, *found.values())
+    top_keys = np.full(found["top_weights"].shape, -1, np.int64)
+    arguments = (*_arguments(request), state.first, state.second, *found.values(), top_keys)
     threads.run(weights_kernel(dtype).compile(), arguments, batch * heads, _threads(request))
-    return {name: array for name, array in found.items() if name in wanted}
+    found = {name: array for name, array in found.items() if name in wanted}
+    return {**found, "top_keys": top_keys} if "top_weights" in wanted else found
 
 
 def backward(request: Request, state: State, gradient: Array) -> EngineGradients:
