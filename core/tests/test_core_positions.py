@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from polyattn_core.errors import ArgumentError
 from polyattn_core.positions import Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
+from polyattn_core.reference import rope_frequencies
 
 Array = Any
 
@@ -49,6 +50,35 @@ def test_rotation_is_a_complex_product(
     np.testing.assert_allclose(found, turned_as_complex(array, positions, rope), atol=1e-13)
     if size:
         np.testing.assert_array_equal(found[..., size:], array[..., size:])
+
+
+def test_frequencies_of_a_model_that_was_scaled() -> None:
+    """Wavelengths against the tokens of training, as in the code that came with Llama 3.1."""
+    rope = Rope(base=500_000.0, factor=8.0, trained=8192)
+    expected = []
+    for pair in range(64):
+        frequency = 500_000.0 ** (-2 * pair / 128)
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            expected.append(frequency)
+        elif wavelength > 8192 / 1:
+            expected.append(frequency / 8)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
+    np.testing.assert_allclose(rope.frequencies(128), expected, rtol=1e-13)
+    np.testing.assert_allclose(rope_frequencies(rope, 128), expected, rtol=1e-13)
+    plain = Rope(base=500_000.0).frequencies(128)
+    kept, divided = np.isclose(expected, plain), np.isclose(expected, plain / 8)
+    assert kept.any()
+    assert divided.any()
+    assert not (kept | divided).all()
+    array = np.random.default_rng(0).standard_normal((2, 5, 128))
+    positions = np.arange(5) * 1000
+    angle = positions[:, None] * np.array(expected)
+    number = (array[..., :64] + 1j * array[..., 64:]) * np.exp(1j * angle)
+    found = rotate(array, positions, rope)
+    np.testing.assert_allclose(found, np.concatenate((number.real, number.imag), -1), atol=1e-9)
 
 
 def test_rotation_of_one_pair_by_hand() -> None:

@@ -103,6 +103,18 @@ def test_what_a_preset_says() -> None:
     assert json.loads(json.dumps(preset.to_dict()))["options"] == {"dim": 8, "sizes": [1, 2]}
 
 
+def test_weights_of_a_preset() -> None:
+    given: Any = {"c_attn.T": ["query", "key"], "c_proj": "output"}
+    preset = PresetSpec(name="p", family="acme", summary="P", mechanism="one", weights=given)
+    assert preset.weights == {"c_attn.T": ("query", "key"), "c_proj": ("output",)}
+    assert json.loads(json.dumps(preset.to_dict()))["weights"]["c_proj"] == ["output"]
+    with pytest.raises(ValueError, match=r"weights: .*does not map names to names"):
+        PresetSpec(
+            name="p", family="acme", summary="P", mechanism="one",
+            weights={"c_attn": (1,)},  # type: ignore[dict-item]
+        )  # fmt: skip
+
+
 def test_kinds() -> None:
     metric = MetricSpec(name="m", family="acme", summary="M", factory="a:b", direction="lower")
     assert metric.kind == "metric"
@@ -156,6 +168,8 @@ def test_presets_from_toml(package: Path) -> None:
         [tiny]
         mechanism = "acme/one"
         summary = "Small"
+        models = ["tiny-"]
+        weights = { "c.T" = ["query", "key"], o = "output" }
         """,
         "utf-8",
     )
@@ -168,6 +182,8 @@ def test_presets_from_toml(package: Path) -> None:
         "dim": 768, "heads": 12, "window": 512, "causal": False, "rope": {"base": 1e4},
     }  # fmt: skip
     assert (tiny.name, dict(tiny.options), tiny.source) == ("tiny", {}, "")
+    assert tiny.models == ("tiny-",)
+    assert tiny.weights == {"c.T": ("query", "key"), "o": ("output",)}
 
 
 @pytest.mark.parametrize(

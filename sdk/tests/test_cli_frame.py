@@ -151,7 +151,7 @@ def test_a_reader_that_leaves_is_no_error_of_ours() -> None:
         ("polyattn in", {"info"}),
         ("polyattn info fla", {"flash"}),
         ("polyattn run stri", {"strided"}),
-        ("polyattn warmup flash sli", {"sliding-window"}),
+        ("polyattn warmup flash slid", {"sliding-window"}),
         ("polyattn list --family sp", {"sparse"}),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import polyattn as pa
+from polyattn.report import live
+from polyattn.report._picture import picture
 from polyattn.report.terminal import bar
+from polyattn_core import diagnostics
 from polyattn_core.errors import NotInstalledError
 
 Cli = Callable[..., Any]
@@ -41,11 +47,11 @@ class Texts(HTMLParser):
         self.texts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag not in ("meta", "rect"):
+        if tag not in ("meta", "rect", "circle"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag != "rect":
+        if tag not in ("rect", "circle"):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -64,6 +70,7 @@ def test_page(cli: Cli, tmp_path: Path) -> None:
     assert parser.open == []
     assert "attention-entropy" in parser.texts
     assert "<script" not in text
+    assert text.count("<circle") == 40
     assert "http" not in text.replace("http://www.w3.org", "")
     assert "a&lt;b.npy" in text
 
@@ -89,6 +96,52 @@ def test_limit_and_scale_change_the_data(cli: Cli) -> None:
     )
     assert part["shape"] == [50, 4]
     assert full["metrics"] != raw["metrics"]
+
+
+def test_picture() -> None:
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((2000, 2)) * np.array([10, 3])
+    turn = np.linalg.qr(rng.standard_normal((5, 5)))[0][:2]
+    text = picture(plane @ turn)
+    assert "1,500 of 2,000 vectors" in text
+    assert "hold 100% of the variance" in text
+    places = np.array(re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', text), float)
+    assert places.shape == (1500, 2)
+    assert places.min() >= 13
+    assert (places.max(axis=0) <= (607, 407)).all()
+    spread = places.std(axis=0)
+    assert spread[0] / spread[1] == pytest.approx(10 / 3, rel=0.1)  # the form is kept
+    for flat in (np.ones((3, 4)), np.arange(4.0)[:, None]):
+        assert picture(flat).count("<circle") == len(flat)
+        assert "nan" not in picture(flat)
+
+
+def test_live_view_of_attention_that_runs() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    x = np.random.default_rng(0).standard_normal((50, 8))
+    with live(console=console) as view:
+        console.print(view.render())
+        for _ in range(3):
+            pa.attend(x, x, x, "flash")
+        seen = view.report()
+    pa.attend(x, x, x, "flash")
+    assert isinstance(console.file, io.StringIO)
+    first, text = console.file.getvalue().split("\n", 1)
+    assert first == "0 calls of attention, no metric measured yet"
+    assert "3 calls of attention" in text
+    assert f"health {seen.health_score:.2f}" in text
+    assert f"{seen['attention-entropy'].value:.3g}" in text
+    assert view.report() == seen  # the block is over
+
+
+def test_live_view_of_a_window() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with live(2, console=console) as view:
+        for value in (9.0, 0.2, 0.6):
+            diagnostics.publish(diagnostics.MetricMeasured(metric="ib-kl", value=value))
+    assert view.report()["ib-kl"].value == pytest.approx(0.4)
+    with pytest.raises(pa.errors.ArgumentError, match="refresh: got 0"):
+        live(refresh=0)
 
 
 def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

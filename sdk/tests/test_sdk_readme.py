@@ -53,4 +53,4 @@ def test_commands_print_what_is_shown(
 
 
 def test_there_are_sessions() -> None:
-    assert len(SESSIONS) == 6
+    assert len(SESSIONS) == 5

@@ -459,8 +459,8 @@ class Mechanism(ABC):
         self.parameters.update(self._initial_parameters(np.random.default_rng(rng)))
 
     def __repr__(self) -> str:
-        fields = type(self.config).model_fields
-        defaults = {n: f.get_default(call_default_factory=True) for n, f in fields.items()}
+        fields = type(self.config).model_fields.items()
+        defaults = {n: f.get_default(call_default_factory=True) for n, f in fields}
         chosen = {n: v for n, v in self.config if v != defaults[n]}
         options = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
         return f"{self.name}({options})"

@@ -17,6 +17,9 @@ from .errors import ArgumentError
 
 Array = npt.NDArray[Any]
 
+_SCALED, _KEPT = 1.0, 4.0
+"""Turns of a pair in the tokens of training up to which, and from which, it is scaled and not."""
+
 
 class Rope(Schema):
     """Rotary position embedding (arXiv:2104.09864): pairs of coordinates turn with the position.
@@ -33,6 +36,20 @@ class Rope(Schema):
     """Turn only the first coordinates of each head, so many; all by default."""
     factor: float = Field(default=1.0, ge=1)
     """Linear scaling: positions are divided by it (arXiv:2306.15595)."""
+    trained: int | None = Field(default=None, ge=2)
+    """Tokens that a model was trained on before it was scaled, as for Llama 3.1: pairs that turn
+    four times or more in so many are not divided by the factor, those that turn less than once are,
+    and those between in proportion to their turns. All are divided by default."""
+
+    def frequencies(self, size: int) -> Array:
+        """Radians for each position, of the pairs of heads of this size."""
+        turned = self.size or size
+        frequency = self.base ** (-np.arange(0, turned, 2) / turned)
+        if self.trained is None:
+            return np.asarray(frequency / self.factor)
+        turns = self.trained * frequency / (2 * math.pi)
+        kept = np.clip((turns - _SCALED) / (_KEPT - _SCALED), 0, 1)
+        return np.asarray(frequency * (kept + (1 - kept) / self.factor))
 
 
 class Alibi(Schema):
@@ -77,7 +94,7 @@ def rotate(array: Array, positions: Array, rope: Rope, *, inverse: bool = False)
         raise ArgumentError(
             "position.size", turned, f"an even number of at most the head size {array.shape[-1]}"
         )
-    frequency = rope.base ** (-np.arange(0, turned, 2) / turned) / rope.factor
+    frequency = rope.frequencies(turned)
     angle = np.asarray(positions, float)[..., None] * (-frequency if inverse else frequency)
     cosine, sine = np.cos(angle).astype(array.dtype), np.sin(angle).astype(array.dtype)
     # In C order whatever that of the input is: kernels take the last axis to be contiguous.

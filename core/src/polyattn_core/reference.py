@@ -5,6 +5,7 @@ These follow the definitions, not the kernels: positions one pair at a time, mas
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,22 @@ def repeat_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
     return np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3)
 
 
+def rope_frequencies(rope: Rope, size: int) -> Array:
+    """Radians for each position, of each pair."""
+    found = []
+    for pair in range(size // 2):
+        frequency = rope.base ** (-2 * pair / size)
+        scaled = frequency / rope.factor
+        turns = math.inf if rope.trained is None else rope.trained * frequency / (2 * math.pi)
+        if rope.trained is None or turns < 1:
+            found.append(scaled)
+        elif turns > 4:
+            found.append(frequency)
+        else:
+            found.append(scaled + (turns - 1) / 3 * (frequency - scaled))
+    return np.array(found)
+
+
 def rotated(query: Array, key: Array, config: Any) -> tuple[Array, Array]:
     """Rotary embedding: coordinates as complex numbers, turned by e^{i·angle}."""
     rope = config.position
@@ -29,8 +46,8 @@ def rotated(query: Array, key: Array, config: Any) -> tuple[Array, Array]:
 
     def turn(array: Array, first: int) -> Array:
         size = rope.size or array.shape[-1]
-        position = (np.arange(array.shape[-2]) + first) / rope.factor
-        angle = position[:, None] * rope.base ** (-2 * np.arange(size // 2) / size)
+        position = np.arange(array.shape[-2]) + first
+        angle = position[:, None] * rope_frequencies(rope, size)
         if rope.interleaved:
             a, b = np.arange(0, size, 2), np.arange(1, size, 2)
         else:

@@ -169,12 +169,25 @@ class PresetSpec(EntrySpec):
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     """Where the numbers come from."""
+    models: tuple[str, ...] = ()
+    """Beginnings of the names of models that have this attention, such as ``gpt2-``."""
+    weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What its models call the parameters: name there → name here, or several that are one array
+    there, joined along their first axis. Either is a parameter, or the beginning of several:
+    ``{"q_proj": "query"}`` is about `q_proj.weight` and `q_proj.bias`. After the name there, ``.T``
+    says that arrays are transposed to be ours, and ``+ 1`` that so much is added. An empty list is
+    for what models keep beside the parameters, such as buffers: it is passed over."""
     kind: str = "preset"
     factory: str = "polyattn_core.spec:PresetSpec"
 
     def __post_init__(self) -> None:
         EntrySpec.__post_init__(self)
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        given: Mapping[str, Any] = self.weights
+        weights = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in given.items()}
+        if not all(isinstance(name, str) for names in weights.values() for name in names):
+            raise ValueError(f"weights: {weights!r} does not map names to names")
+        object.__setattr__(self, "weights", MappingProxyType(weights))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), _fields_of(self))
@@ -189,6 +202,8 @@ class PresetSpec(EntrySpec):
             "mechanism": self.mechanism,
             "options": dict(self.options),
             "source": self.source,
+            "models": list(self.models),
+            "weights": {theirs: list(ours) for theirs, ours in self.weights.items()},
             "tags": list(self.tags),
             "aliases": list(self.aliases),
             "papers": list(self.papers),
@@ -249,6 +264,9 @@ def presets_from_toml(
     >>> # summary = "Longformer, base size"
     >>> # source = "2004.05150, table 1"
     >>> # options = { dim = 768, heads = 12, window = 512 }
+    >>> # models = ["longformer"]
+
+    `weights` is a table too: ``weights = { "c_attn.T" = ["query", "key", "value"] }``.
     """
     # Imported here because every listing imports this module and few read a file.
     import importlib.resources

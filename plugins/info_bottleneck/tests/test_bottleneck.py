@@ -250,5 +250,8 @@ def test_metric(rng):
     assert ib_kl(x, 3 * x, x) == pytest.approx((9 - 1 - np.log(9)) / 2, rel=0.05)
     assert ib_kl(x, x + 1, x) == pytest.approx(0.5, rel=0.05)
     assert ib_kl(x, np.ones_like(x), x) > 1
+    standard = (x - x.mean(axis=-2, keepdims=True)) / x.std(axis=-2, keepdims=True)
+    assert ib_kl(x, standard, x) == 0
+    assert np.isnan(ib_kl(x, np.full_like(x, np.nan), x))
     permuted = x[..., rng.permutation(4000), :]
     assert ib_kl(x, permuted, x) == pytest.approx(ib_kl(x, x, x))

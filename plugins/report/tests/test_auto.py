@@ -49,7 +49,7 @@ def test_candidates(advice: AttentionRecommendation) -> None:
         "standard": ("ib-kl", 0.0),
         "sparse": ("attention-entropy", 0.0),
         "geometric": ("ot-distance", 2.0),
-        "diffusion": ("topology-coherence", 0.0),
+        "diffusion": ("diffusion-energy", 9.0),
     }[advice]
     report = ReportBuilder().with_metric(metric, value).build()
     wanted = CANDIDATES[advice]
@@ -59,7 +59,7 @@ def test_candidates(advice: AttentionRecommendation) -> None:
 
 
 def test_nothing_fitting_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = ReportBuilder().with_topology_coherence(0.0).build()
+    report = ReportBuilder().with_diffusion_energy(9).build()
     monkeypatch.setenv("POLYATTN_DISABLE_PLUGINS", "diffusion,sparse,standard")
     pa.refresh()
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
+from sklearn.neighbors import NearestNeighbors
 
 import polyattn as pa
 from polyattn_core import diagnostics
@@ -26,7 +27,7 @@ from polyattn_report import (
     Thresholds,
     analyze,
 )
-from polyattn_report.analysis import attention_entropy
+from polyattn_report.analysis import attention_entropy, neighbour_recall
 
 OK, WATCH, WARNING, CRITICAL = Status
 
@@ -96,8 +97,8 @@ def test_health_is_the_mean_of_what_was_supplied() -> None:
 @pytest.mark.parametrize(
     ("values", "recommendation", "action"),
     [
-        ({"topology-coherence": 0.2}, "diffusion", "cautious"),
-        ({"topology-coherence": 0.05}, "diffusion", "freeze"),
+        ({"topology-coherence": 0.2}, "standard", "cautious"),
+        ({"topology-coherence": 0.05}, "standard", "freeze"),
         ({"topology-coherence": 0.4}, "standard", "stable"),
         ({"diffusion-energy": 3}, "diffusion", "cautious"),
         ({"ot-distance": 0.5}, "geometric", "cautious"),
@@ -105,7 +106,8 @@ def test_health_is_the_mean_of_what_was_supplied() -> None:
         ({"attention-entropy": 5}, "standard", "lower-temperature"),
         ({"ib-kl": 0.7}, "standard", "regularise"),
         ({"ot-distance": 0.9, "topology-coherence": 0.2}, "geometric", "cautious"),
-        ({"ot-distance": 0.9, "topology-coherence": 0.05}, "diffusion", "freeze"),
+        ({"ot-distance": 0.9, "topology-coherence": 0.05}, "geometric", "freeze"),
+        ({"ot-distance": 0.9, "diffusion-energy": 6}, "diffusion", "cautious"),
         ({"ot-distance": 0.5, "attention-entropy": 0.05}, "sparse", "raise-temperature"),
     ],
 )
@@ -115,6 +117,59 @@ def test_advice(values: dict[str, float], recommendation: str, action: str) -> N
         builder.with_metric(metric, value)
     report = builder.build()
     assert (report.recommendation, report.action) == (recommendation, action)
+
+
+@pytest.mark.parametrize(
+    ("coherence", "recall", "recommendation"),
+    [
+        (0.6, 0.89, "geometric"),
+        (0.59, 0.2, "standard"),
+        (0.95, 0.9, "standard"),
+        (0.95, None, "standard"),
+        (None, 0.2, "standard"),
+    ],
+)
+def test_neighbours_that_dot_products_miss(
+    coherence: float | None, recall: float | None, recommendation: str
+) -> None:
+    builder = ReportBuilder().with_ib_kl(0.05)
+    if coherence is not None:
+        builder.with_topology_coherence(coherence)
+    if recall is not None:
+        builder.with_neighbour_recall(recall)
+    report = builder.build()
+    assert report.recommendation == recommendation
+    assert report.neighbour_recall == recall
+    assert report.action is Action.STABLE
+    assert any("distances suit better" in why for why in report.reasons) == (
+        recommendation == "geometric"
+    )
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (2, 3, 70, 8), (300, 4)])
+def test_recall_against_scikit_learn(shape: tuple[int, ...]) -> None:
+    query, key = np.random.default_rng(5).standard_normal((2, *shape))
+    found = []
+    for q, k in zip(query.reshape(-1, *shape[-2:]), key.reshape(-1, *shape[-2:]), strict=True):
+        near = NearestNeighbors(n_neighbors=8).fit(k).kneighbors(q, return_distance=False)
+        best = np.argsort(-(q @ k.T), axis=-1)[:, :8]
+        found += [len(set(a) & set(b)) / 8 for a, b in zip(near, best, strict=True)]
+    assert neighbour_recall(query, key, sample=10**6) == pytest.approx(np.mean(found))
+    drawn = neighbour_recall(query, key, sample=60, seed=2)
+    assert abs(drawn - np.mean(found)) < 5 * np.std(found) / math.sqrt(60)
+
+
+def test_recall_of_shared_keys_and_of_copies() -> None:
+    rng = np.random.default_rng(6)
+    query, key = rng.standard_normal((2, 4, 50, 6)), rng.standard_normal((2, 2, 50, 6))
+    repeated = np.repeat(key, 2, axis=1)
+    assert neighbour_recall(query, key) == neighbour_recall(query, repeated)
+    entropies = [attention_entropy(query, k, sample=400) for k in (key, repeated)]
+    assert entropies[0] == entropies[1]
+    unit = query / np.linalg.norm(query, axis=-1, keepdims=True)
+    copies = np.tile(unit, (1, 1, 9, 1))
+    assert neighbour_recall(copies, copies) == 1
+    assert neighbour_recall(rng.standard_normal((3, 2)), rng.standard_normal((3, 2))) <= 1
 
 
 def test_reasons_are_plain_and_the_worst_first() -> None:
@@ -143,6 +198,8 @@ def test_own_thresholds() -> None:
         (lambda: ReportBuilder().with_ib_kl("x"), "ib-kl: got x; expected a number"),
         (lambda: ReportBuilder().with_metric("speed", 1), "expected one of ot-distance, topol"),
         (lambda: ReportBuilder().with_keys(0), "count: got 0"),
+        (lambda: ReportBuilder().with_neighbour_recall(1.1), "neighbour_recall: got 1.1; expected"),
+        (lambda: ReportBuilder().with_neighbour_recall("x"), "neighbour_recall: got x"),
         (lambda: Monitor(0), "window: got 0"),
         (lambda: Monitor().report(), "metrics: got none"),
         (lambda: analyze(np.ones(3)), "query: got .3,."),

@@ -72,6 +72,10 @@ def test_sizes_of_presets(create: Create) -> None:
     streaming = create("streaming", **sizes["streaming-llm"]).config
     assert (streaming.head_dim, streaming.heads, streaming.causal) == (128, 40, True)
     assert set(seen(create, "streaming-llm", 2048, query=2000)) == {1024}
+    flash = create("flash", **sizes["flash-optimized"]).config
+    assert (flash.head_dim, flash.block_size, flash.causal) == (128, 128, True)
+    performer = create("favor", **sizes["performer"]).config
+    assert (performer.head_dim, performer.features, performer.causal) == (64, 256, False)
 
 
 # ---- the README ----

@@ -256,3 +256,101 @@ def test_width_errors(create: Create, widths: tuple[int, ...], argument: str) ->
     layer = create("multi-head", dim=12, heads=4, kv_heads=2)
     with pytest.raises(ShapeError, match=f"^{argument}: "):
         layer(*(np.ones((5, width)) for width in widths))
+
+
+# ---- heads of another size, norms, windows, biases in part ----
+
+
+def rms(x: Array, weight: Array, epsilon: float) -> Array:
+    return np.array(
+        [[[r / np.sqrt(np.mean(r**2) + epsilon) * weight for r in h] for h in b] for b in x]
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("head_size", [2, 5])
+def test_head_size_and_norms(create: Create, head_size: int, kv_heads: int) -> None:
+    options: dict[str, Any] = {"heads": 4, "kv_heads": kv_heads, "head_size": head_size}
+    layer = learned(create("multi-head", dim=12, **options, query_key_norm=True, norm_epsilon=0.1))
+    p = layer.parameters
+    assert p["query.weight"].shape == (4 * head_size, 12)
+    assert p["output.weight"].shape == (12, 4 * head_size)
+    assert p["key_norm.weight"].shape == (head_size,)
+    query, key, value = inputs()
+
+    def split(name: str, x: Array) -> Array:
+        y = x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+        return y.reshape(*y.shape[:2], -1, head_size).swapaxes(1, 2)
+
+    q = rms(split("query", query), p["query_norm.weight"], 0.1)
+    k = rms(split("key", key), p["key_norm.weight"], 0.1)
+    k, v = (np.repeat(x, 4 // kv_heads, axis=1) for x in (k, split("value", value)))
+    weights = scipy.special.softmax(q @ k.swapaxes(2, 3) / np.sqrt(head_size), axis=-1)
+    merged = (weights @ v).swapaxes(1, 2).reshape(2, 4, -1)
+    expected = merged @ p["output.weight"].T + p["output.bias"]
+    np.testing.assert_allclose(layer(query, key, value), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("causal", [True, False])
+def test_window(create: Create, causal: bool, window: int) -> None:
+    layer = learned(create("multi-head", dim=12, heads=4, causal=causal, window=window))
+    gap = np.arange(4)[:, None] + 2 - np.arange(6)  # the last query is at the last key
+    seen = (gap >= 0) & (gap < window) if causal else abs(gap) <= window // 2
+    arrays = inputs()
+    np.testing.assert_allclose(layer(*arrays), by_einsum(layer, *arrays, ~seen), **CLOSE)
+    assert not np.allclose(layer(*arrays), by_einsum(layer, *arrays))
+
+
+@pytest.mark.parametrize(("bias", "last"), [(True, False), (False, True), (True, None)])
+def test_output_bias(create: Create, bias: bool, last: bool | None) -> None:
+    layer = learned(create("multi-head", dim=12, heads=4, bias=bias, output_bias=last))
+    names = {name for name in layer.parameters if name.endswith("bias")}
+    inner = {"query.bias", "key.bias", "value.bias"} if bias else set()
+    assert names == inner | ({"output.bias"} if last or last is None else set())
+    whole = create("multi-head", dim=12, heads=4)
+    zeros = {n: np.zeros(12) for n in whole.parameters if n.endswith("bias")}
+    whole.parameters.update({**zeros, **layer.parameters})
+    arrays = inputs()
+    np.testing.assert_array_equal(layer(*arrays), whole(*arrays))
+
+
+def test_gradients_of_norms(create: Create) -> None:
+    layer = learned(
+        create(
+            "multi-head",
+            dim=12,
+            heads=4,
+            kv_heads=2,
+            head_size=6,
+            query_key_norm=True,
+            position="rope",
+            window=3,
+            causal=True,
+            output_bias=False,
+        )
+    )
+    arrays = inputs()
+    output, pullback = layer.vjp(*arrays)
+    incoming = np.random.default_rng(1).standard_normal(output.shape)
+    found = pullback(incoming)
+    assert set(found.parameters) == set(layer.parameters)
+    rng = np.random.default_rng(2)
+    for name, array in layer.parameters.items():
+        at, along = array.copy(), rng.standard_normal(array.shape)
+        values = []
+        for sign in (1, -1):
+            layer.parameters.update({name: at + sign * 1e-6 * along}, partial=True)
+            values.append((layer(*arrays) * incoming).sum())
+        layer.parameters.update({name: at}, partial=True)
+        numeric = (values[0] - values[1]) / 2e-6
+        assert (found.parameters[name] * along).sum() == pytest.approx(numeric, rel=1e-5, abs=1e-6)
+    for place, name in enumerate(("query", "key", "value")):
+        along = rng.standard_normal(arrays[place].shape)
+        values = []
+        for sign in (1, -1):
+            moved = list(arrays)
+            moved[place] = arrays[place] + sign * 1e-6 * along
+            values.append((layer(*moved) * incoming).sum())
+        numeric = (values[0] - values[1]) / 2e-6
+        assert (getattr(found, name) * along).sum() == pytest.approx(numeric, rel=1e-5, abs=1e-6)

@@ -22,7 +22,11 @@ Arrays = Callable[..., Any]
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 SPECS = {spec.name: spec for spec in MECHANISMS}
-NAMES = [name for name in SPECS if name != "multi-head"]  # which has tests of its own
+APART = (  # have tests of their own
+    "multi-head", "additive", "differential", "talking-heads", "hopfield", "stick-breaking",
+    "latent",
+)  # fmt: skip
+NAMES = [name for name in SPECS if name not in APART]
 each = pytest.mark.parametrize("name", NAMES)
 
 BY_DISTANCE = ("l2", "gaussian")
@@ -259,9 +263,23 @@ OTHER_VALUES: dict[str, Any] = {
     "offset": 0.25,
     "mean": False,
     "bias": False,
+    "norm": True,
+    "lambda_init": 0.1,
+    "beta": 2.0,
+    "iterations": 0,
+    "tolerance": 10.0,
+    "hidden": 3,
+    "diagonal": False,
+    "latent": 3,
+    "query_latent": 2,
+    "rope_size": 2,
+    "rope_base": 7.0,
 }
-# Of which there are tests above; those of `reproducible` and of scores are in core.
-LAYOUT = {"dim", "heads", "kv_heads", "threads", "reproducible", "score", "score_params"}
+# Of these there are tests apart, those of `reproducible` and of scores in core; `absorbed` must not
+# change the output.
+LAYOUT = {
+    "dim", "heads", "kv_heads", "threads", "reproducible", "score", "score_params", "absorbed",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@
 ``builder``         the same by name, for plugins too
 ``AttentionPipeline``  attention with norms, residuals, feed-forward layers around it
 ``encoder_block``   one of the transformer's; ``decoder_block``, ``load_torch_layer``
+``AttentionPreset``  builders as known models have it; ``from_model_name("gpt2", 768)``
+``for_sequences`` …  builders for data of some kind
+``training``        losses, optimisers, schedules, miners, checkpoints
+``weights``         weights from safetensors files and state dicts, under the names of models
 ``recommend``       a mechanism for some data, and why
 ``available``       names of what is installed; ``spec``, ``config_schema``, ``presets`` describe it
 ``plugins``         what is installed, what failed to load and why
@@ -64,9 +68,19 @@ if TYPE_CHECKING:
         SideInput,
     )
 
-    from . import builders
+    from . import builders, training, weights
     from .builders import *  # noqa: F403 - what mechanisms there are, its stub says
     from .builders import Builder, builder
+    from .model_presets import (
+        AttentionPreset,
+        for_generation,
+        for_graphs,
+        for_large_scale,
+        for_sequences,
+        for_vision,
+        from_model_name,
+        preset_builder,
+    )
     from .pipeline import AttentionPipeline, decoder_block, encoder_block, load_torch_layer
     from .report import recommend
 
@@ -75,6 +89,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attention",
     "AttentionPipeline",
+    "AttentionPreset",
     "Builder",
     "Capabilities",
     "EntrySpec",
@@ -94,12 +109,19 @@ __all__ = [
     "diagnostics",
     "encoder_block",
     "errors",
+    "for_generation",
+    "for_graphs",
+    "for_large_scale",
+    "for_sequences",
+    "for_vision",
+    "from_model_name",
     "load_torch_layer",
     "masks",
     "plugins",
     "positions",
     "prefer",
     "preset",
+    "preset_builder",
     "presets",
     "recommend",
     "refresh",
@@ -107,11 +129,14 @@ __all__ = [
     "score_rule",
     "spec",
     "squared_norm",
+    "training",
+    "weights",
 ]
 
 _ON_FIRST_USE = {
     "Attention": "polyattn_core.mechanism:Attention",
     "AttentionPipeline": "polyattn.pipeline:AttentionPipeline",
+    "AttentionPreset": "polyattn.model_presets:AttentionPreset",
     "Builder": "polyattn.builders:Builder",
     "Capabilities": "polyattn_core.spec:Capabilities",
     "EntrySpec": "polyattn_core.spec:EntrySpec",
@@ -126,13 +151,22 @@ _ON_FIRST_USE = {
     "decoder_block": "polyattn.pipeline:decoder_block",
     "diagnostics": "polyattn_core.diagnostics",
     "encoder_block": "polyattn.pipeline:encoder_block",
+    "for_generation": "polyattn.model_presets:for_generation",
+    "for_graphs": "polyattn.model_presets:for_graphs",
+    "for_large_scale": "polyattn.model_presets:for_large_scale",
+    "for_sequences": "polyattn.model_presets:for_sequences",
+    "for_vision": "polyattn.model_presets:for_vision",
+    "from_model_name": "polyattn.model_presets:from_model_name",
     "load_torch_layer": "polyattn.pipeline:load_torch_layer",
     "masks": "polyattn_core.masks",
     "pipeline": "polyattn.pipeline",
     "positions": "polyattn_core.positions",
+    "preset_builder": "polyattn.model_presets:preset_builder",
     "recommend": "polyattn.report:recommend",
     "score_rule": "polyattn_core.simd.rules:score_rule",
     "squared_norm": "polyattn_core.simd.rules:squared_norm",
+    "training": "polyattn.training",
+    "weights": "polyattn.weights",
 }
 
 

@@ -101,7 +101,7 @@ def _set_up(spec: MechanismSpec) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         if case.inputs:
             make = resolve(case.inputs)
             rng = np.random.default_rng(0)
-            side = make(rng, (1,), config.heads, _QUERIES, keys, config.head_dim)
+            side = make(rng, (1,), config.heads, _QUERIES, keys, config.dim)
         yield mechanism, side
         for option, value in _AXES:
             if option in known and option not in options:

@@ -26,6 +26,7 @@ class KeyGraphConfig(AttentionConfig):
     """What every mechanism on the graph of the keys has: its scores, and that graph."""
 
     position: ClassVar[None] = None
+    reproducible: ClassVar[bool] = False
     scale: float | None = Field(default=None, gt=0)
     """Factor of the scores; 1/√(head size) by default."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -54,6 +54,7 @@ class PlacedConfig(AttentionConfig):
     """What mechanisms over all pairs have; the graph is their position axis."""
 
     position: ClassVar[None] = None
+    reproducible: ClassVar[bool] = False
     causal: bool = False
     """Hide later keys; with more keys than queries, the last query is at the last key."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -104,7 +104,7 @@ class ProductSpace(Lifting):
         # The sharpness of a factor is β w / |κ|.
         beta, weights = self.parameters["beta"], self._weights()
         radius = self._squared_curvature_radius()
-        by_weight = rule_parameters.astype(np.float64) * radius
+        by_weight = rule_parameters[:, : radius.shape[1]].astype(np.float64) * radius
         along = (by_weight * weights).sum(axis=1)
         logs = np.zeros_like(self.parameters["curvature.log"])
         by_log = -by_weight * weights * beta[:, None]

@@ -9,7 +9,7 @@ from numba.core import types
 from numba.extending import overload
 
 from polyattn_core.simd.jit import OPTIONS, Kernel
-from polyattn_core.simd.mathematics import exp
+from polyattn_core.simd.mathematics import exp, not_compiled
 from polyattn_core.simd.rules import Statistic, score_rule
 from polyattn_core.simd.scores import counter_type, take_task
 
@@ -28,9 +28,8 @@ def _series(count):
     return terms
 
 
-def angle(x):
-    """Arccosine of a number from −1 to 1, vectorising; what is outside counts as the border."""
-    raise TypeError("angle is for code that Numba compiles; use numpy.arccos elsewhere")
+angle = not_compiled("angle")
+"""Arccosine of a number from −1 to 1, vectorising; what is outside counts as the border."""
 
 
 @overload(angle, jit_options=OPTIONS)

@@ -37,8 +37,8 @@ class Auto(Mechanism):
     >>> import numpy as np, polyattn as pa
     >>> auto = pa.create("auto", dim=8, heads=2)
     >>> out = auto(np.random.default_rng(0).standard_normal((50, 8)))
-    >>> auto.choice.mechanism
-    'flash'
+    >>> auto.choice.mechanism  # in few dimensions neighbours tell more than dot products
+    'gaussian'
     """
 
     config: AutoConfig

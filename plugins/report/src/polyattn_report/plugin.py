@@ -61,6 +61,14 @@ RECOMMEND = EntrySpec(
     factory="polyattn_report.choice:recommend",
 )
 
+MONITOR = EntrySpec(
+    kind="report",
+    name="monitor",
+    family=FAMILY,
+    summary="The report on attention while it runs, from the diagnostics bus",
+    factory="polyattn_report.monitor:Monitor",
+)
+
 
 @hookimpl
 def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
@@ -96,4 +104,4 @@ def polyattn_metrics() -> tuple[MetricSpec, ...]:
 @hookimpl
 def polyattn_entries() -> tuple[EntrySpec, ...]:
     """The report itself."""
-    return (REPORT, RECOMMEND)
+    return (REPORT, RECOMMEND, MONITOR)

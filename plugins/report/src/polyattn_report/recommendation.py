@@ -35,20 +35,31 @@ class Action(StrEnum):
 
 
 _ADVICE = {
-    MetricType.TOPOLOGY_COHERENCE: AttentionRecommendation.DIFFUSION,
     MetricType.DIFFUSION_ENERGY: AttentionRecommendation.DIFFUSION,
     MetricType.OT_DISTANCE: AttentionRecommendation.GEOMETRIC,
     MetricType.ATTENTION_ENTROPY: AttentionRecommendation.SPARSE,
 }
 """In the order in which equally bad metrics decide."""
 
+COHERENT = 0.6
+"""Coherence from which on neighbourhoods are worth attending to: between the noise on which dot
+products did better and the least coherent structure on which distances did."""
+FOUND = 0.9
+"""Share of nearest keys from which on dot products find them well enough."""
 
-def advise(metrics: Sequence[Metric]) -> tuple[AttentionRecommendation, Action]:
+
+def advise(
+    metrics: Sequence[Metric], neighbour_recall: float | None = None
+) -> tuple[AttentionRecommendation, Action]:
     """What the worst metric calls for; WATCH alone changes nothing.
 
-    Diffusion where keys hang together little or values are rough, geometric attention where
-    queries and keys are distributed differently, sparse attention where the weights have collapsed,
+    Diffusion where values are rough along the keys, geometric attention where queries and keys are
+    distributed differently, sparse attention where the weights have collapsed. Where none of these
+    is bad: geometric attention if neighbouring keys hang together and dot products miss them, and
     standard attention otherwise.
+
+    The last rule is the one that was tested against outcomes. So was diffusion where keys hang
+    together little, which did worse than standard attention and is advised no more.
     """
     found = {metric.metric_type: metric for metric in metrics}
     order = list(_ADVICE)
@@ -56,8 +67,20 @@ def advise(metrics: Sequence[Metric]) -> tuple[AttentionRecommendation, Action]:
         (metric for metric in metrics if metric.metric_type in _ADVICE and _is_bad(metric)),
         key=lambda metric: (-metric.status().severity, order.index(metric.metric_type)),
     )
-    advice = _ADVICE[bad[0].metric_type] if bad else AttentionRecommendation.STANDARD
+    if bad:
+        advice = _ADVICE[bad[0].metric_type]
+    elif misses_neighbours(found.get(MetricType.TOPOLOGY_COHERENCE), neighbour_recall):
+        advice = AttentionRecommendation.GEOMETRIC
+    else:
+        advice = AttentionRecommendation.STANDARD
     return advice, _action(found)
+
+
+def misses_neighbours(coherence: Metric | None, neighbour_recall: float | None) -> bool:
+    """Are there neighbourhoods, and do dot products look elsewhere?"""
+    if coherence is None or neighbour_recall is None:
+        return False
+    return coherence.value >= COHERENT and neighbour_recall < FOUND
 
 
 def _is_bad(metric: Metric) -> bool:

@@ -11,7 +11,7 @@ from polyattn_core.errors import ArgumentError
 
 from .config import ReportConfig
 from .metrics import THRESHOLDS, Metric, MetricType, Thresholds, thresholds_for
-from .recommendation import Action, AttentionRecommendation, advise
+from .recommendation import Action, AttentionRecommendation, advise, misses_neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class GeometryReport:
     --------
     >>> report = ReportBuilder().with_topology_coherence(0.05).build()
     >>> report.health_score, report.recommendation, report.action
-    (0.0, <AttentionRecommendation.DIFFUSION: 'diffusion'>, <Action.FREEZE: 'freeze'>)
+    (0.0, <AttentionRecommendation.STANDARD: 'standard'>, <Action.FREEZE: 'freeze'>)
     >>> report.reasons
     ('topology-coherence is 0.05, below 0.1: neighbouring keys hang together little',)
     """
@@ -36,6 +36,9 @@ class GeometryReport:
     """Plain words, the worst first; one line where all is well."""
     missing: Mapping[str, str]
     """Metrics that could not be measured, and why."""
+    neighbour_recall: float | None = None
+    """Share of the keys nearest to a query that have the greatest dot products with it; None where
+    only metrics were given. It counts for the recommendation, not for health."""
 
     def __getitem__(self, metric: str) -> Metric:
         for found in self.metrics:
@@ -50,6 +53,7 @@ class GeometryReport:
             "recommendation": self.recommendation.value,
             "action": self.action.value,
             "reasons": list(self.reasons),
+            "neighbour_recall": self.neighbour_recall,
             "metrics": [
                 {
                     "name": metric.metric_type.value,
@@ -103,6 +107,7 @@ class ReportBuilder:
         self._values: dict[MetricType, float] = {}
         self._missing: dict[str, str] = {}
         self._keys: int | None = None
+        self._recall: float | None = None
 
     def with_metric(self, metric: MetricType | str, value: float) -> Self:
         """Give the value of a metric."""
@@ -148,6 +153,17 @@ class ReportBuilder:
         self._keys = count
         return self
 
+    def with_neighbour_recall(self, value: float) -> Self:
+        """Give the share of nearest keys that dot products find, 0 to 1."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise ArgumentError("neighbour_recall", value, "a number from 0 to 1")
+        self._recall = number
+        return self
+
     def analyze_keys(self, keys: Array) -> Self:
         """Measure what can be told from keys alone: they are queries and values too."""
         return self.analyze(keys)
@@ -162,13 +178,19 @@ class ReportBuilder:
         """
         from .analysis import measure
 
-        values, missing, keys = measure(query, key, value, self.config)
-        self._keys = keys
-        for name, number in values.items():
+        found = measure(query, key, value, self.config)
+        self._keys = found.keys
+        if self._recall is None:
+            self._recall = found.neighbour_recall
+        for name, number in found.values.items():
             if name not in self._values:
                 self._values[name] = number
         self._missing.update(
-            {name: why for name, why in missing.items() if MetricType(name) not in self._values}
+            {
+                name: why
+                for name, why in found.missing.items()
+                if MetricType(name) not in self._values
+            }
         )
         return self
 
@@ -189,11 +211,21 @@ class ReportBuilder:
             if name in self._values
         )
         health = sum(metric.status().score for metric in metrics) / len(metrics)
-        recommendation, action = advise(metrics)
+        recommendation, action = advise(metrics, self._recall)
         worst_first = sorted(metrics, key=lambda metric: -metric.status().severity)
         reasons = tuple(metric.reason for metric in worst_first if metric.reason)
+        coherence = [m for m in metrics if m.metric_type is MetricType.TOPOLOGY_COHERENCE]
+        if coherence and misses_neighbours(coherence[0], self._recall):
+            reasons = (*reasons, _missed(self._recall or 0.0))
         return GeometryReport(
             metrics, health, recommendation, action,
             reasons or ("every metric that was looked at is in its healthy range",),
-            dict(self._missing),
+            dict(self._missing), self._recall,
         )  # fmt: skip
+
+
+def _missed(recall: float) -> str:
+    return (
+        f"neighbouring keys hang together, and dot products find {recall:.0%} of the keys that are "
+        "nearest to a query: distances suit better"
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from polyattn_core.config import AttentionConfig
 from polyattn_core.streaming import ScaledConfig, StreamingConfig
 
 
@@ -18,6 +19,30 @@ class MultiHeadConfig(ScaledConfig):
 
     bias: bool = True
     """Add a learned vector after each projection; not the `bias` on scores of a call."""
+    output_bias: bool | None = None
+    """The same for the last projection alone; as `bias` says by default."""
+    head_size: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Width of a head behind the projections; dim / heads by default."""
+    window: int | None = Field(default=None, ge=1)
+    """Causal: see the last so many keys, its own included. Otherwise half of it (rounded down)
+    before and half after its own. All keys by default."""
+    query_key_norm: bool = False
+    """Divide projected queries and keys by their root mean square, head by head, and multiply them
+    by learned weights; before positions."""
+    norm_epsilon: float = Field(default=1e-6, gt=0, lt=1)
+    """Added to the mean square of `query_key_norm`."""
+
+    @property
+    def projected_size(self) -> int:
+        """Width of a head behind the projections."""
+        return self.head_dim if self.head_size is None else self.head_size
+
+    @property
+    def with_bias(self) -> frozenset[str]:
+        """The projections that add a vector."""
+        inputs = ("query", "key", "value") if self.bias else ()
+        last = self.bias if self.output_bias is None else self.output_bias
+        return frozenset((*inputs, "output") if last else inputs)
 
 
 class CosineConfig(StreamingConfig):
@@ -92,3 +117,83 @@ class SparsemaxConfig(ScaledConfig):
 
 class Entmax15Config(ScaledConfig):
     """Options of `entmax15`."""
+
+
+class DifferentialConfig(ScaledConfig):
+    """Options of `differential`."""
+
+    lambda_init: float = Field(default=0.8, ge=0, lt=1)
+    """Where λ starts; the paper has 0.8 − 0.6·exp(−0.3·layer), layers counted from 0."""
+    norm: bool = False
+    """Divide the output of each head by its root mean square, and multiply by 1 − lambda_init."""
+
+    @model_validator(mode="after")
+    def _check_halves(self) -> Self:
+        if self.head_dim % 2:
+            raise ValueError(f"dim: the head size {self.head_dim} is odd and has no halves")
+        return self
+
+
+class HopfieldConfig(AttentionConfig):
+    """Options of `hopfield`."""
+
+    causal: bool = False
+    """Hide later keys; with more keys than queries, the last query is at the last key."""
+    beta: float | None = Field(default=None, gt=0)
+    """Inverse temperature β; 1/√(head size) by default."""
+    iterations: int = Field(default=3, ge=0, le=1000)
+    """Steps that a query takes at most before it attends."""
+    tolerance: float = Field(default=1e-6, ge=0)
+    """A query stops once no coordinate moves further than this."""
+
+
+class PanelConfig(AttentionConfig):
+    """Options of mechanisms that see all keys of a few queries at once."""
+
+    causal: bool = False
+    """Hide later keys; with more keys than queries, the last query is at the last key."""
+    softcap: float | None = Field(default=None, gt=0)
+    """Cap scores softly: softcap · tanh(score / softcap)."""
+
+
+class AdditiveConfig(PanelConfig):
+    """Options of `additive`."""
+
+    hidden: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Units that compare a query and a key; the head size by default."""
+
+
+class TalkingHeadsConfig(PanelConfig):
+    """Options of `talking-heads`."""
+
+    scale: float | None = Field(default=None, gt=0)
+    """Factor of the scores; 1/√(head size) by default."""
+
+
+class StickBreakingConfig(PanelConfig):
+    """Options of `stick-breaking`."""
+
+    scale: float | None = Field(default=None, gt=0)
+    """Factor of the scores; 1/√(head size) by default."""
+    diagonal: bool = True
+    """Let a token attend to the key at its own position; the paper's causal rule does not."""
+
+
+class LatentConfig(AttentionConfig):
+    """Options of `latent`."""
+
+    causal: bool = False
+    """Hide later keys; with more keys than queries, the last query is at the last key."""
+    scale: float | None = Field(default=None, gt=0)
+    """Factor of the scores; 1/√(head size + rope_size) by default."""
+    latent: int = Field(default=64, ge=1, le=1 << 16)
+    """Numbers that a token leaves in the cache for all heads."""
+    query_latent: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Compress queries too, to so many numbers; not by default."""
+    rope_size: int = Field(default=16, ge=0, le=1 << 16, multiple_of=2)
+    """Coordinates of the decoupled rotary key, which all heads share; 0 for no positions."""
+    rope_base: float = Field(default=10_000.0, gt=1)
+    """Wavelengths of the rotation reach 2π·rope_base."""
+    absorbed: bool | None = None
+    """Attend in the latent space, up-projections absorbed into queries and outputs; by default
+    where queries are few."""

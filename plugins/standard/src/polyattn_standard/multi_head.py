@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array, merge_heads, split_heads
 from polyattn_core.errors import ParameterError, ShapeError
+from polyattn_core.masks import Causal, Mask, MaskShape, Window
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.spec import MechanismSpec
 
@@ -17,6 +18,10 @@ from .config import MultiHeadConfig
 from .softmax import ScaledDotProduct
 
 _INPUTS = ("query", "key", "value")
+_NORMED = ("query", "key")
+
+_Undo = Callable[[Array, dict[str, Array]], Array]
+"""From a gradient to that of the input; puts those of parameters into the dictionary."""
 
 
 class MultiHead(ScaledDotProduct):
@@ -25,7 +30,13 @@ class MultiHead(ScaledDotProduct):
         concatₕ softmax(scale · (x_q W_qᵀ)(x_k W_kᵀ)ᵀ) (x_v W_vᵀ) · W_oᵀ
 
     where each of `heads` heads has its part of the projections, and scale is 1/√(head size). With
-    `kv_heads` fewer keys and values are projected, each for a group of heads.
+    `kv_heads` fewer keys and values are projected, each for a group of heads. The head size is
+    dim / heads, or `head_size`. With `window` a query sees the keys near it, as in
+    `sliding-window`. With `query_key_norm` the projected queries and keys x of each head become
+
+        g ⊙ x / √(mean(x²) + norm_epsilon)
+
+    with a learned g for all query heads and one for all key heads, before positions turn them.
 
     O(n² dim + n dim²) time, O(n dim) memory.
 
@@ -33,10 +44,12 @@ class MultiHead(ScaledDotProduct):
     heads, the inputs are that split into `heads` heads *before* the projections. A query that sees
     nothing attends to 0 and gets `output.bias`.
 
-    The parameters are in torch's layout, (out, in): `query.weight` (dim, dim), `key.weight` and
-    `value.weight` (kv_heads · head size, dim), `output.weight` (dim, dim), and with `bias` one
-    vector each, `query.bias` … `output.bias`. They start at random (Glorot), the same for every
-    instance until `initialise` is called with a seed; the vectors start at 0.
+    The parameters are in torch's layout, (out, in): `query.weight` (heads · head size, dim),
+    `key.weight` and `value.weight` (kv_heads · head size, dim), `output.weight` (dim, heads · head
+    size), and with `bias` one vector each, `query.bias` … `output.bias`, of which the last may be
+    there or not by `output_bias`. They start at random (Glorot), the same for every instance until
+    `initialise` is called with a seed; the vectors start at 0. With `query_key_norm` there are
+    `query_norm.weight` and `key_norm.weight` (head size,), which start at 1.
 
     Raises
     ------
@@ -46,7 +59,8 @@ class MultiHead(ScaledDotProduct):
     References
     ----------
     Vaswani et al., Attention is all you need, arXiv:1706.03762; grouped heads: Ainslie et al., GQA,
-    arXiv:2305.13245.
+    arXiv:2305.13245; norms of queries and keys: Dehghani et al., Scaling vision transformers to 22
+    billion parameters, arXiv:2302.05442.
 
     Examples
     --------
@@ -69,15 +83,29 @@ class MultiHead(ScaledDotProduct):
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         config = self.config
-        key_width = config.head_dim * config.key_heads
-        widths = {"query": config.dim, "key": key_width, "value": key_width, "output": config.dim}
+        dim, size = config.dim, config.projected_size
+        width, key_width = size * config.heads, size * config.key_heads
+        shapes = {
+            "query": (width, dim), "key": (key_width, dim), "value": (key_width, dim),
+            "output": (dim, width),
+        }  # fmt: skip
         arrays = super()._initial_parameters(rng)
-        for name, width in widths.items():
-            bound = np.sqrt(6 / (config.dim + width))  # Glorot: keeps variances through the layer
-            arrays[f"{name}.weight"] = rng.uniform(-bound, bound, (width, config.dim))
-            if config.bias:
-                arrays[f"{name}.bias"] = np.zeros(width)
+        for name, shape in shapes.items():
+            bound = np.sqrt(6 / sum(shape))  # Glorot: keeps variances through the layer
+            arrays[f"{name}.weight"] = rng.uniform(-bound, bound, shape)
+            if name in config.with_bias:
+                arrays[f"{name}.bias"] = np.zeros(shape[0])
+        if config.query_key_norm:
+            arrays |= {f"{name}_norm.weight": np.ones(size) for name in _NORMED}
         return arrays
+
+    def _own_mask(self, shape: MaskShape) -> Mask | None:
+        config = self.config
+        if config.window is None:
+            return super()._own_mask(shape)
+        if config.causal:
+            return Causal() & Window(config.window - 1, 0)
+        return Window(config.window // 2, config.window // 2)
 
     def load_torch(self, state: Mapping[str, Any]) -> None:
         """Take the weights of a `torch.nn.MultiheadAttention` from its `state_dict()`.
@@ -94,14 +122,15 @@ class MultiHead(ScaledDotProduct):
             Where names or shapes do not fit this mechanism; nothing has been set then.
         """
         names = {"in_proj_weight", "out_proj.weight"}
-        if self.config.bias:
+        biases = {"query", "output"} <= self.config.with_bias  # torch has both or neither
+        if biases:
             names |= {"in_proj_bias", "out_proj.bias"}
         if set(state) != names:
             raise ParameterError(
                 "state", ", ".join(sorted(state)), f"exactly {', '.join(sorted(names))}"
             )
         arrays: dict[str, Array] = {}
-        for kind in ("weight", "bias") if self.config.bias else ("weight",):
+        for kind in ("weight", "bias") if biases else ("weight",):
             together = np.asarray(state[f"in_proj_{kind}"])
             if together.shape[:1] != (3 * self.config.dim,):
                 raise ParameterError(
@@ -114,16 +143,15 @@ class MultiHead(ScaledDotProduct):
         self.parameters.update(arrays, partial=True)
 
     def _forward(self, call: Call) -> Array:
-        inner, _ = self._projected(call)
-        return self._output(super()._forward(inner))
+        return self._output(super()._forward(self._projected(call)[0]))
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
-        inner, _ = self._projected(call)
+        inner = self._projected(call)[0]
         output, found = super()._observe(inner, wanted)
         return self._output(output), found
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
-        inner, inputs = self._projected(call)
+        inner, inputs, undo = self._projected(call)
         attended, pull = super()._vjp(inner)
 
         def pullback(gradient: Array) -> Gradients:
@@ -131,6 +159,8 @@ class MultiHead(ScaledDotProduct):
             parameters: dict[str, Array] = {}
             d_attended = self._affine_pullback("output", merge_heads(attended), merged, parameters)
             found = pull(split_heads(d_attended, self.config.heads, "gradient"))
+            for name, back in undo.items():
+                setattr(found, name, back(getattr(found, name), parameters))
             d_query, d_key, d_value = (
                 split_heads(
                     self._affine_pullback(name, inputs[name], merge_heads(part), parameters),
@@ -143,8 +173,8 @@ class MultiHead(ScaledDotProduct):
 
         return self._output(attended), pullback
 
-    def _projected(self, call: Call) -> tuple[Call, dict[str, Array]]:
-        """The call with projected inputs, and the merged inputs."""
+    def _projected(self, call: Call) -> tuple[Call, dict[str, Array], dict[str, _Undo]]:
+        """The call with projected inputs, the merged inputs, and pullbacks of norms by name."""
         config = self.config
         for name in _INPUTS:
             array = getattr(call, name)
@@ -158,7 +188,30 @@ class MultiHead(ScaledDotProduct):
             name: split_heads(self._affine(name, array), heads[name], name)
             for name, array in inputs.items()
         }
-        return replace(call, **projected), inputs
+        undo: dict[str, _Undo] = {}
+        for name in _NORMED if config.query_key_norm else ():
+            projected[name], undo[name] = self._normed(f"{name}_norm.weight", projected[name])
+        return replace(call, **projected), inputs, undo
+
+    def _normed(self, name: str, array: Array) -> tuple[Array, _Undo]:
+        """RMSNorm over the head size (arXiv:1910.07467), and its pullback."""
+        weight = self.parameters.cast(name, array.dtype)
+        # Tokens that are hidden may hold anything; a warning about them would mislead.
+        with np.errstate(invalid="ignore", over="ignore"):
+            square = np.einsum("...d,...d->...", array, array)[..., None] / array.shape[-1]
+            factor = 1 / np.sqrt(square + self.config.norm_epsilon)
+            unit = np.multiply(array, factor, order="C")
+
+        def undo(gradient: Array, parameters: dict[str, Array]) -> Array:
+            # Hidden tokens have no gradient, and 0 · NaN must not make them one.
+            live = np.any(gradient, axis=-1, keepdims=True)
+            seen = np.where(live, unit, 0)
+            parameters[name] = np.einsum("bhnd,bhnd->d", gradient, seen)
+            weighted = gradient * weight
+            along = np.einsum("...d,...d->...", weighted, seen)[..., None] / array.shape[-1]
+            return np.asarray(np.where(live, factor, 0) * (weighted - along * seen))
+
+        return unit * weight, undo
 
     def _output(self, attended: Array) -> Array:
         projected = self._affine("output", merge_heads(attended))
@@ -169,7 +222,7 @@ class MultiHead(ScaledDotProduct):
         # Tokens that are hidden may hold anything; a warning about them would mislead.
         with np.errstate(invalid="ignore", over="ignore"):
             result = array @ weight.T
-        if self.config.bias:
+        if name in self.config.with_bias:
             result += self.parameters.cast(f"{name}.bias", array.dtype)
         return np.asarray(result)
 
@@ -181,7 +234,7 @@ class MultiHead(ScaledDotProduct):
         live = np.any(flat, axis=1, keepdims=True)
         seen = np.where(live, array.reshape(-1, array.shape[-1]), 0)
         parameters[f"{name}.weight"] = flat.T @ seen
-        if self.config.bias:
+        if name in self.config.with_bias:
             parameters[f"{name}.bias"] = flat.sum(axis=0)
         weight = self.parameters.cast(f"{name}.weight", array.dtype)
         return np.asarray(gradient @ weight)

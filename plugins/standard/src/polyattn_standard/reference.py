@@ -56,9 +56,15 @@ def multi_head(
     def split(x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
+    def normed(name: str, x: Array) -> Array:
+        if not config.query_key_norm:
+            return x
+        square = (x * x).mean(axis=-1, keepdims=True) + config.norm_epsilon
+        return np.asarray(x / np.sqrt(square) * parameters[f"{name}_norm.weight"])
+
     attended = scaled_dot_product(
-        split(affine("query", merged(query)), config.heads),
-        split(affine("key", merged(key)), config.key_heads),
+        normed("query", split(affine("query", merged(query)), config.heads)),
+        normed("key", split(affine("key", merged(key)), config.key_heads)),
         split(affine("value", merged(value)), config.key_heads),
         mask, bias, config=config, parameters=parameters,
     )  # fmt: skip
@@ -209,3 +215,122 @@ def entmax15(
         return np.asarray(np.maximum(half - tau, 0) ** 2)
 
     return _weighted(weigh, query, key, value, mask, bias, config, parameters)
+
+
+def differential(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters,
+) -> Array:  # fmt: skip
+    """(softmax₁ − λ softmax₂) v over halves of each head."""
+    key, value = repeat_heads(query, key, value)
+    half = query.shape[-1] // 2
+    first, second = (
+        _softmax(_scores(query[..., part], key[..., part], mask, bias, config, parameters))
+        for part in (slice(half), slice(half, None))
+    )
+    one, two = np.exp((parameters["lambda.query"] * parameters["lambda.key"]).sum(1))
+    output = (first - (one - two + config.lambda_init) * second) @ value
+    if config.norm:
+        mean = (output**2).mean(axis=-1, keepdims=True)
+        output = (1 - config.lambda_init) * output / np.sqrt(mean + 1e-5)
+    return np.asarray(output)
+
+
+def _capped(scores: Array, mask: Any, bias: Any, config: Any) -> Array:
+    if getattr(config, "softcap", None) is not None:
+        scores = config.softcap * np.tanh(scores / config.softcap)
+    scores = scores if bias is None else scores + bias
+    return np.asarray(scores if mask is None else np.where(mask, scores, -np.inf))
+
+
+def additive(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters,
+) -> Array:  # fmt: skip
+    """softmax(uᵀ tanh(W q + U k)) v."""
+    key, value = repeat_heads(query, key, value)
+    left = np.einsum("hud,bhqd->bhqu", parameters["query.weight"], query)
+    right = np.einsum("hud,bhkd->bhku", parameters["key.weight"], key)
+    both = np.tanh(left[..., :, None, :] + right[..., None, :, :])
+    scores = np.einsum("bhqku,hu->bhqk", both, parameters["vector"])
+    return np.asarray(_softmax(_capped(scores, mask, bias, config)) @ value)
+
+
+def talking_heads(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters,
+) -> Array:  # fmt: skip
+    """Heads mixed before and after the soft-max."""
+    key, value = repeat_heads(query, key, value)
+    scale = config.scale if config.scale is not None else query.shape[-1] ** -0.5
+    scores = np.einsum(
+        "gh,bhqk->bgqk", parameters["scores.mix"], scale * query @ key.swapaxes(-1, -2)
+    )
+    weights = _softmax(_capped(scores, mask, bias, config))
+    mixed = np.einsum("gh,bhqk->bgqk", parameters["weights.mix"], weights)
+    return np.asarray((mixed if mask is None else np.where(mask, mixed, 0)) @ value)
+
+
+def stick_breaking(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters | None = None,
+) -> Array:  # fmt: skip
+    """σ(z_j) Π_{l>j} (1 − σ(z_l)) v, from the last key to the first."""
+    key, value = repeat_heads(query, key, value)
+    scale = config.scale if config.scale is not None else query.shape[-1] ** -0.5
+    scores = _capped(scale * query @ key.swapaxes(-1, -2), mask, bias, config)
+    stick, weights = np.ones(scores.shape[:-1]), np.zeros(scores.shape)
+    for j in reversed(range(scores.shape[-1])):
+        weights[..., j] = stick / (1 + np.exp(-scores[..., j]))
+        stick = stick / (1 + np.exp(scores[..., j]))
+    return np.asarray(weights @ value)
+
+
+def hopfield(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters | None = None,
+) -> Array:  # fmt: skip
+    """ξ ← softmax(β ξ·Kᵀ) K until it rests, then softmax(β ξ·Kᵀ) v."""
+    key, value = repeat_heads(query, key, value)
+    beta = config.beta if config.beta is not None else query.shape[-1] ** -0.5
+    state, moving = query, np.ones((*query.shape[:-1], 1), bool)
+    for _ in range(config.iterations):
+        weights = _softmax(_capped(beta * state @ key.swapaxes(-1, -2), mask, bias, config))
+        following = np.where(moving, weights @ key, state)
+        moving = moving & (abs(following - state).max(-1, keepdims=True) > config.tolerance)
+        state = following
+    scores = _capped(beta * state @ key.swapaxes(-1, -2), mask, bias, config)
+    return np.asarray(_softmax(scores) @ value)
+
+
+def latent(
+    query: Array, key: Array, value: Array, mask: Any = None, bias: Any = None, *,
+    config: Any, parameters: Parameters,
+) -> Array:  # fmt: skip
+    """Expanded: keys and values of each head from the latent vector, the rotary key apart."""
+    p, heads = parameters, config.heads
+
+    def merged(x: Array) -> Array:
+        return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+    def split(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+    def turned(x: Array, first: int) -> Array:
+        half = x.shape[-1] // 2
+        place = (np.arange(x.shape[-2]) + first)[:, None]
+        angle = place * config.rope_base ** (-np.arange(half) / half)
+        number = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
+        return np.concatenate((number.real, number.imag), axis=-1)
+
+    x_query, x_key, x_value = merged(query), merged(key), merged(value)
+    compressed = x_key @ p["compress.key"].T + x_value @ p["compress.value"].T
+    read = x_query @ p["query.down"].T if config.query_latent else x_query
+    scores = split(read @ p["query.weight"].T) @ split(compressed @ p["key.up"].T).swapaxes(-1, -2)
+    if config.rope_size:
+        far = key.shape[2] - query.shape[2]
+        own = turned(split(read @ p["query.rotary"].T), far)
+        scores = scores + own @ turned(x_key @ p["key.rotary"].T, 0)[:, None].swapaxes(-1, -2)
+    scale = config.scale or (config.head_dim + config.rope_size) ** -0.5
+    weights = _softmax(_capped(scale * scores, mask, bias, config))
+    return split(merged(weights @ split(compressed @ p["value.up"].T)) @ p["output.weight"].T)

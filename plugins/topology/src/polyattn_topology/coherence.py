@@ -207,15 +207,3 @@ def _moments(units: Array) -> tuple[int, float, float]:
     whole = units.sum(axis=0, dtype=np.float64)
     gram = (units.T @ units).astype(np.float64)
     return n * (n - 1), float(whole @ whole) - n, float((gram * gram).sum()) - n
-
-
-def coherence_metric(query: Any, key: Any, value: Any) -> float:
-    """Mean coherence of keys (…, n, d) over all leading axes, by all four metrics.
-
-    O(n d² + n log n); does not depend on the order of keys.
-
-    >>> keys = np.random.default_rng(0).standard_normal((100, 8))
-    >>> coherence_metric(keys, keys, keys) < 0.8 < coherence_metric(keys, keys + 4, keys)
-    True
-    """
-    return float(WindowCoherence()(key).mean())

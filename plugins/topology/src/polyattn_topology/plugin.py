@@ -65,10 +65,9 @@ def polyattn_metrics() -> tuple[MetricSpec, ...]:
         MetricSpec(
             name="topology-coherence",
             family=FAMILY,
-            summary="How much keys belong together: mean of four metrics of their similarity graph",
-            factory=f"{_MODULE}.coherence:coherence_metric",
+            summary="How much nearer neighbouring keys are to each other than any keys",
+            factory=f"{_MODULE}.neighbours:coherence_metric",
             direction="higher",
-            papers=("0711.0189",),
         ),
     )
 

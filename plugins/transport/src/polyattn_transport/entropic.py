@@ -157,7 +157,7 @@ class UnbalancedOT(_Entropic):
     >>> near, far = [0.0, 0.0], [9.0, 9.0]
     >>> attention = pa.create("unbalanced-ot", dim=2)
     >>> attention([near, far], [near, near], np.ones((2, 1))).round(2)
-    array([[0.83],
+    array([[1.59],
            [0.  ]])
     """
 

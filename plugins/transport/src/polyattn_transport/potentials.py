@@ -190,7 +190,7 @@ class Transport:
         # The row's mass is exp((1 − λ)(r + LSE)): its part in the gradient by the log-sum-exp is
         # that of the output times (1 − λ), which leaves λ times the usual correction.
         scaled = EngineState(exponent_q * state.out, state.first, state.second)
-        request = self._request(self.final, False, request.value)
+        request = self._request(_finite(self.final), False, request.value)
         found = TransportGradients(
             np.zeros_like(self._left), np.zeros_like(self._right), by_mass,
             np.zeros_like(self._column), None, None,
@@ -222,7 +222,7 @@ class Transport:
         from polyattn_core.simd import engine
         from polyattn_core.simd.engine import State as EngineState
 
-        request = self._request(potential, transposed, None)
+        request = self._request(_finite(potential), transposed, None)
         state = EngineState(-gradient[..., None], log_sum_exp, np.zeros_like(log_sum_exp))
         return engine.backward(request, state, np.ones((*log_sum_exp.shape, 1), gradient.dtype))
 
@@ -254,6 +254,11 @@ def _potential(log_sum_exp: Array, log_mass: Any, exponent: float, own: Array) -
         if exponent < 1:
             found = found + (1 - exponent) * own
     return np.asarray(np.where(np.isneginf(log_sum_exp), 0, found), log_sum_exp.dtype)
+
+
+def _finite(potential: Array) -> Array:
+    """As good as −∞ for exponentials, and 0 where it is multiplied by a gradient of 0."""
+    return np.asarray(np.maximum(potential, np.finfo(potential.dtype).min / 8))
 
 
 def _encoded(mask: Mask | None, shape: MaskShape) -> tuple[Any, Any]:

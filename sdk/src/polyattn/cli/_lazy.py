@@ -40,7 +40,7 @@ ENTRIES = (
         "compare", _WORK, "Compare mechanisms on a data set.", "polyattn.compare.command:compare"
     ),
     Entry(
-        "report", _WORK, "Say how healthy attention is on a data set, and which mechanism to take.",
+        "report", _WORK, "Recommend a mechanism for a data set, and say why.",
         "polyattn.report.command:report",
     ),
     Entry("plugins", _KEEP, "List installed plugins.", "polyattn.cli.checking:plugins"),

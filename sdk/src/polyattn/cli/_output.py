@@ -96,8 +96,10 @@ def fields(rows: Iterable[tuple[str, RenderableType]]) -> Table:
 def explained(rows: Iterable[tuple[str, tuple[str, ...]]]) -> Table:
     """Names with several lines of text each: below each other for people, beside in a pipe."""
     made = Table.grid(padding=(0, 3, 0, 0))
-    made.add_column(no_wrap=True, style="cyan")
+    made.add_column(overflow="fold", style="cyan")
     person = to_people().is_terminal or "COLUMNS" in os.environ
+    if person:
+        made.add_column(overflow="fold", ratio=1)
     for name, lines in rows:
         cells = [plain(line) for line in lines]
         made.add_row(plain(name), *(["\n".join(filter(None, cells))] if person else cells))

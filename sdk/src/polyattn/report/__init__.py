@@ -10,6 +10,10 @@ from polyattn_core.errors import NotInstalledError, UnknownNameError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from ._live import live
+
+__all__ = ["live", "recommend", "report"]
+
 
 def recommend(
     query: npt.ArrayLike, key: npt.ArrayLike | None = None, value: npt.ArrayLike | None = None
@@ -54,3 +58,12 @@ def _entry(name: str) -> Any:
         return registry.resolve(f"report/{name}", "report")
     except UnknownNameError:
         raise NotInstalledError("report", name, "polyattn-report") from None
+
+
+def __getattr__(name: str) -> Any:
+    # The command line imports this package for `--help`.
+    if name != "live":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._live import live
+
+    return live

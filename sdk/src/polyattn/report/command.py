@@ -32,7 +32,7 @@ def report(
         bool, typer.Option("--json", help="Print one JSON document instead.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Say how healthy attention is on a data set, and which mechanism to take.
+    """Recommend a mechanism for a data set, and say why.
 
     The vectors are queries, keys and values. Each family that is installed contributes a metric.
     """
@@ -48,7 +48,7 @@ def report(
         from .page import render
 
         page = Path(html)
-        page.write_text(render(choice, data, vectors.shape), "utf-8")
+        page.write_text(render(choice, data, vectors), "utf-8")
     if as_json:
         print_json({"data": data, "shape": list(vectors.shape), **choice.to_dict()})
         return

@@ -14,12 +14,35 @@ _WIDE = 24
 
 def panel(choice: Any, data: str, shape: tuple[int, ...]) -> RenderableType:
     """The report of a choice, for people."""
+    title = f"{data}: {' × '.join(f'{size:,}' for size in shape)}"
+    return _panel(choice.report, f"take {choice.mechanism}", title)
+
+
+def running(report: Any, title: str) -> RenderableType:
+    """The report on attention that runs; the title says how much of it was seen."""
+    return _panel(report, f"{report.recommendation.value} attention advised", title)
+
+
+def _panel(report: Any, advice: str, title: str) -> RenderableType:
     from rich.console import Group
     from rich.panel import Panel
+    from rich.text import Text
+
+    health = report.health_score
+    colour = "green" if health >= 0.8 else "yellow" if health >= 0.5 else "bold red"
+    head = Text.assemble(
+        "health ", (f"{health:.2f}", colour), "   ", (advice, "bold"),
+        f"   action {report.action.value}",
+    )  # fmt: skip
+    why = [Text(f"• {reason}") for reason in report.reasons]
+    body = Group(head, Text(), _metrics(report), Text(), *why)
+    return Panel.fit(body, title=title, title_align="left")
+
+
+def _metrics(report: Any) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    report = choice.report
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("metric", "value", "", "status", "healthy"):
         table.add_column(title, justify="right" if title == "value" else "left")
@@ -32,15 +55,7 @@ def panel(choice: Any, data: str, shape: tuple[int, ...]) -> RenderableType:
         )  # fmt: skip
     for name, why in report.missing.items():
         table.add_row(Text(name, "dim"), Text("–", "dim"), "", Text(why, "dim"), "")
-    health = report.health_score
-    colour = "green" if health >= 0.8 else "yellow" if health >= 0.5 else "bold red"
-    head = Text.assemble(
-        "health ", (f"{health:.2f}", colour), "   take ", (choice.mechanism, "bold"),
-        f"   action {report.action.value}",
-    )  # fmt: skip
-    why = [Text(f"• {reason}") for reason in report.reasons]
-    title = f"{data}: {' × '.join(f'{size:,}' for size in shape)}"
-    return Panel.fit(Group(head, Text(), table, Text(), *why), title=title, title_align="left")
+    return table
 
 
 def bar(value: float, limits: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polyattn_core.reference import repeat_heads
+from polyattn_core.reference import repeat_heads, rope_frequencies
 
 Array = npt.NDArray[np.float64]
 
@@ -139,7 +139,7 @@ def mamba2(
 def _turned(x: Array, rope: Any) -> Array:
     """Pairs of coordinates, as complex numbers, times e^(i · position · frequency)."""
     size = rope.size or x.shape[-1]
-    frequency = rope.base ** (-np.arange(0, size, 2) / size) / rope.factor
+    frequency = rope_frequencies(rope, size)
     turn = np.exp(1j * np.arange(x.shape[-2])[:, None] * frequency)
     first = np.arange(0, size, 2) if rope.interleaved else np.arange(size // 2)
     second = first + (1 if rope.interleaved else size // 2)

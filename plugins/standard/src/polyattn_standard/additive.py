@@ -1,0 +1,172 @@
+"""Additive attention: a small network compares a query with a key."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numba
+import numpy as np
+
+from polyattn_core.arrays import Array
+from polyattn_core.mechanism import Call, Gradients, Pullback
+
+from .panels import Panel, PanelMechanism, softmax
+from .panels import softmax_pullback as _softmax_pullback
+
+
+class Additive(PanelMechanism):
+    """Scores from a network with one hidden layer, each head with its own.
+
+        softmax(uᵀ tanh(W q + U k)) v
+
+    with the parameters `query.weight` W and `key.weight` U (heads, hidden, head size) and `vector`
+    u (heads, hidden), where `hidden` is the head size unless given. Scores stay within ±Σ|u|. W q
+    and U k are computed once for each token; only the sum and tanh are computed for each pair.
+
+    O(n² hidden) time for each head, of which each step is a tanh: several times a dot product.
+    O(n hidden) memory and a panel of scores.
+
+    References
+    ----------
+    Bahdanau et al., Neural machine translation by jointly learning to align and translate,
+    arXiv:1409.0473.
+
+    Examples
+    --------
+    >>> import numpy as np, polyattn as pa
+    >>> additive = pa.create("additive", dim=1)
+    >>> one = np.ones((1, 1, 1))
+    >>> additive.parameters.update({"query.weight": one, "key.weight": -one, "vector": [[2.0]]})
+    >>> additive([0.5], [[0.5], [9.0], [-9.0]], np.eye(3)).round(3)
+    array([0.117, 0.016, 0.867])
+    """
+
+    def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        heads, size = self.config.heads, self.config.head_dim
+        hidden = self.config.hidden or size
+        bound = np.sqrt(6 / (size + hidden))  # Glorot
+        return {
+            "query.weight": rng.uniform(-bound, bound, (heads, hidden, size)),
+            "key.weight": rng.uniform(-bound, bound, (heads, hidden, size)),
+            "vector": rng.uniform(-1, 1, (heads, hidden)),
+        }
+
+    def _projected(self, call: Call) -> Call:
+        """W q and U k in the place of queries and keys."""
+        heads = self.config.heads
+        left, right = (
+            self.parameters.cast(f"{name}.weight", call.dtype).swapaxes(1, 2)
+            for name in ("query", "key")
+        )
+        # Hidden tokens may hold anything; a warning about them would mislead.
+        with np.errstate(invalid="ignore", over="ignore"):
+            key = np.repeat(call.key, heads // call.key.shape[1], axis=1) @ right
+            query = call.query @ left
+        return Call(
+            np.ascontiguousarray(query), np.ascontiguousarray(key), call.value, call.shape,
+            call.mask, call.bias,
+        )  # fmt: skip
+
+    def _forward(self, call: Call) -> Array:
+        return super()._forward(self._projected(call))
+
+    def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
+        return super()._observe(self._projected(call), wanted)
+
+    def _vjp(self, call: Call) -> tuple[Array, Pullback]:
+        inner = self._projected(call)
+        output, pull = super()._vjp(inner)
+
+        def pullback(gradient: Array) -> Gradients:
+            found = pull(gradient)
+            query, d_query = self._weight_pullback("query", call.query, found)
+            group = call.query.shape[1] // call.key.shape[1]
+            key, d_key = self._weight_pullback("key", np.repeat(call.key, group, axis=1), found)
+            batch, key_heads, keys, size = call.key.shape
+            d_key = d_key.reshape(batch, key_heads, group, keys, size).sum(axis=2)
+            learned = {**found.parameters, "query.weight": query, "key.weight": key}
+            return Gradients(d_query, d_key, found.value, found.bias, learned)
+
+        return output, pullback
+
+    def _weight_pullback(self, name: str, tokens: Array, found: Gradients) -> tuple[Array, Array]:
+        gradient: Array = getattr(found, name)
+        # Hidden tokens have no gradient, and 0 · NaN must not make them one.
+        seen = np.where(np.any(gradient, axis=-1, keepdims=True), tokens, 0)
+        weight = self.parameters.cast(f"{name}.weight", tokens.dtype)
+        return np.einsum("bhnu,bhnd->hud", gradient, seen), gradient @ weight
+
+    def _scores(self, panel: Panel) -> tuple[Array, Any]:
+        vector = self.parameters.cast("vector", panel.query.dtype)
+        shape = (*panel.query.shape[:2], panel.key.shape[1])
+        scores = np.empty(shape, panel.query.dtype)
+        _kernels(scores.dtype.name)[0](panel.query, panel.key, vector, scores)
+        return scores, None
+
+    def _scores_pullback(self, panel: Panel, tape: Any, gradient: Array) -> None:
+        vector = self.parameters.cast("vector", panel.query.dtype)
+        d_query = np.zeros(panel.query.shape, panel.query.dtype)
+        _kernels(gradient.dtype.name)[1](
+            panel.query, panel.key, vector, np.ascontiguousarray(gradient),
+            d_query, panel.sums["key"][panel.batch], panel.sums["vector"],
+        )  # fmt: skip
+        panel.sums["query"] += d_query
+
+    def _weights(self, panel: Panel, scores: Array) -> tuple[Array, Any]:
+        weights = softmax(scores)
+        return weights, weights
+
+    def _weights_pullback(self, panel: Panel, tape: Any, gradient: Array) -> Array:
+        return _softmax_pullback(tape, gradient)
+
+
+@functools.cache
+def _kernels(dtype: str) -> tuple[Any, Any]:
+    """Scores of a panel and their pullback, compiled for a dtype."""
+    from polyattn_core.simd.jit import Kernel
+    from polyattn_core.simd.mathematics import tanh
+
+    number = getattr(numba.types, dtype)
+    zero, one = np.dtype(dtype).type(0), np.dtype(dtype).type(1)
+
+    def scores(query, key, vector, out):  # type: ignore[no-untyped-def]
+        heads, rows, hidden = query.shape
+        for h in range(heads):
+            for i in range(rows):
+                for j in range(key.shape[1]):
+                    total = zero
+                    for u in range(hidden):
+                        total += vector[h, u] * tanh(query[h, i, u] + key[h, j, u])
+                    out[h, i, j] = total
+
+    def pullback(query, key, vector, gradient, d_query, d_key, d_vector):  # type: ignore[no-untyped-def]
+        heads, rows, hidden = query.shape
+        for h in range(heads):
+            for i in range(rows):
+                for j in range(key.shape[1]):
+                    g = gradient[h, i, j]
+                    if g == zero:  # hidden: what stands there may be anything
+                        continue
+                    for u in range(hidden):
+                        t = tanh(query[h, i, u] + key[h, j, u])
+                        step = g * vector[h, u] * (one - t * t)
+                        d_vector[h, u] += g * t
+                        d_query[h, i, u] += step
+                        d_key[h, j, u] += step
+
+    matrix, read = (
+        numba.types.Array(number, 3, "C"),
+        numba.types.Array(number, 2, "C", readonly=True),
+    )
+    rows = numba.types.Array(number, 3, "A")
+    return (
+        Kernel(scores, numba.void(rows, matrix, read, matrix), dtype),
+        Kernel(
+            pullback,
+            numba.void(
+                rows, matrix, read, matrix, matrix, matrix, numba.types.Array(number, 2, "C")
+            ),
+            dtype,
+        ),
+    )

@@ -1,0 +1,321 @@
+"""Additive, differential, talking heads, Hopfield, stick-breaking, latent: by their definitions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.special
+
+from polyattn_core.errors import ConfigError, ShapeError
+from polyattn_core.masks import Causal, Padding
+from polyattn_standard import panels
+
+Array = npt.NDArray[Any]
+Create = Callable[..., Any]
+Arrays = Callable[..., Any]
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def learned(layer: Any, seed: int = 3) -> Any:
+    rng = np.random.default_rng(seed)
+    layer.parameters.update({n: rng.standard_normal(a.shape) for n, a in layer.parameters.items()})
+    return layer
+
+
+def softmax(scores: Array) -> Array:
+    return np.asarray(scipy.special.softmax(scores, axis=-1))
+
+
+def torch_gradients(
+    layer: Any, arrays: tuple[Array, ...], rule: Callable[..., Any], **options: Any
+) -> None:
+    """Output and all gradients against torch's autograd of a rule written in torch."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    inputs = [torch.tensor(array, requires_grad=True) for array in arrays]
+    weights = {
+        n: torch.tensor(np.array(a), requires_grad=True) for n, a in layer.parameters.items()
+    }
+    expected = rule(torch, *inputs, weights)
+    output, pullback = layer.attend_vjp(*arrays, **options)
+    np.testing.assert_allclose(output, expected.detach().numpy(), rtol=1e-9, atol=1e-11)
+    incoming = np.random.default_rng(1).standard_normal(output.shape)
+    expected.backward(torch.from_numpy(incoming))
+    found = pullback(incoming)
+    for name, tensor in zip(("query", "key", "value"), inputs, strict=True):
+        np.testing.assert_allclose(getattr(found, name), tensor.grad, rtol=1e-8, atol=1e-10)
+    for name, tensor in weights.items():
+        np.testing.assert_allclose(found.parameters[name], tensor.grad, rtol=1e-8, atol=1e-10)
+
+
+# ---- additive ----
+
+
+def additive(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+    left = torch.einsum("hud,bhqd->bhqu", p["query.weight"], q)[..., :, None, :]
+    right = torch.einsum("hud,bhkd->bhku", p["key.weight"], k)[..., None, :, :]
+    scores = torch.einsum("bhqku,hu->bhqk", torch.tanh(left + right), p["vector"])
+    return torch.softmax(scores, -1) @ v
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("hidden", [None, 1, 9])
+def test_additive(create: Create, arrays: Arrays, hidden: int | None) -> None:
+    layer = learned(create("additive", dim=12, heads=3, hidden=hidden))
+    torch_gradients(layer, arrays(), additive)
+
+
+def test_additive_one_unit_by_hand(create: Create) -> None:
+    layer = create("additive", dim=1)
+    layer.parameters.update({"query.weight": [[[2.0]]], "key.weight": [[[3.0]]], "vector": [[5.0]]})
+    scores = [5 * math.tanh(2 * 0.1 + 3 * k) for k in (0.2, -0.4, 7.0)]
+    output = layer([0.1], [[0.2], [-0.4], [7.0]], np.eye(3))
+    np.testing.assert_allclose(output, softmax(np.array(scores)), **CLOSE)
+
+
+def test_additive_wants_its_head_size(create: Create, arrays: Arrays) -> None:
+    with pytest.raises(ShapeError, match="3 heads of size 5"):
+        create("additive", dim=15, heads=3).attend(*arrays())
+
+
+# ---- differential ----
+
+
+def differential(torch: Any, q: Any, k: Any, v: Any, p: Any, norm: bool = False) -> Any:
+    maps = [
+        torch.softmax(a @ b.transpose(-1, -2) / math.sqrt(2), -1)
+        for a, b in zip(q.chunk(2, -1), k.chunk(2, -1), strict=True)
+    ]
+    one, two = torch.exp((p["lambda.query"] * p["lambda.key"]).sum(1))
+    output = (maps[0] - (one - two + 0.3) * maps[1]) @ v
+    if not norm:
+        return output
+    return 0.7 * torch.nn.functional.rms_norm(output, output.shape[-1:], eps=1e-5)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("norm", [False, True])
+def test_differential(create: Create, arrays: Arrays, norm: bool) -> None:
+    layer = learned(create("differential", dim=12, heads=3, lambda_init=0.3, norm=norm))
+    torch_gradients(layer, arrays(), lambda *a: differential(*a, norm=norm))
+
+
+def test_differential_cancels_what_maps_share(create: Create, arrays: Arrays) -> None:
+    layer = create("differential", dim=12, heads=3, lambda_init=0.25)
+    layer.parameters.update({n: np.zeros((2, 2)) for n in layer.parameters})
+    assert layer.balance() == 0.25
+    query, key, value = arrays()
+    query[..., 2:], key[..., 2:] = query[..., :2], key[..., :2]
+    half = create("scaled-dot-product", dim=6, heads=3)
+    expected = 0.75 * half.attend(query[..., :2], key[..., :2], value)
+    np.testing.assert_allclose(layer.attend(query, key, value), expected, **CLOSE)
+
+
+def test_differential_needs_halves(create: Create) -> None:
+    with pytest.raises(ConfigError, match="odd"):
+        create("differential", dim=9, heads=3)
+
+
+# ---- talking heads ----
+
+
+def talking(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+    scores = torch.einsum("gh,bhqd,bhkd->bgqk", p["scores.mix"], q, k) / 2
+    return torch.einsum("gh,bhqk->bgqk", p["weights.mix"], torch.softmax(scores, -1)) @ v
+
+
+@pytest.mark.oracle
+def test_talking_heads(create: Create, arrays: Arrays) -> None:
+    torch_gradients(learned(create("talking-heads", dim=12, heads=3)), arrays(), talking)
+
+
+def test_talking_heads_start_silent(create: Create, arrays: Arrays) -> None:
+    expected = create("scaled-dot-product", dim=12, heads=3).attend(*arrays())
+    output = create("talking-heads", dim=12, heads=3).attend(*arrays())
+    np.testing.assert_allclose(output, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["talking-heads", "additive", "stick-breaking"])
+def test_small_panels_and_threads(
+    create: Create, arrays: Arrays, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """However queries are divided among panels and threads, nothing changes but rounding."""
+    query, key, value = arrays(queries=65, keys=63)
+    bias = np.random.default_rng(5).standard_normal((2, 1, 65, 1))
+    mask = Causal() & Padding(np.array([63, 40]))
+
+    def run(threads: int) -> Any:
+        layer = learned(create(name, dim=12, heads=3, threads=threads))
+        output, pullback = layer.attend_vjp(query, key, value, mask=mask, bias=bias)
+        return output, pullback(np.cos(output))
+
+    expected, gradients = run(1)
+    monkeypatch.setattr(panels, "_PANEL", 3 * 63 * 4)
+    for threads in (1, 2):
+        output, found = run(threads)
+        np.testing.assert_allclose(output, expected, **CLOSE)
+        for part in ("query", "key", "value", "bias"):
+            np.testing.assert_allclose(getattr(found, part), getattr(gradients, part), **CLOSE)
+        for part, array in gradients.parameters.items():
+            np.testing.assert_allclose(found.parameters[part], array, **CLOSE)
+
+
+# ---- Hopfield ----
+
+
+def test_hopfield_without_steps_is_attention(create: Create, arrays: Arrays) -> None:
+    expected = create("scaled-dot-product", dim=12, heads=3).attend(*arrays())
+    output = create("hopfield", dim=12, heads=3, iterations=0).attend(*arrays())
+    np.testing.assert_allclose(output, expected, **CLOSE)
+
+
+def test_hopfield_settles_on_a_fixed_point(create: Create, arrays: Arrays) -> None:
+    query, key, _ = arrays()
+    layer = create("hopfield", dim=12, heads=3, beta=0.7, iterations=1000, tolerance=1e-13)
+    state = layer.retrieve(query, key)
+    again = softmax(0.7 * state @ key.swapaxes(-1, -2)) @ key
+    np.testing.assert_allclose(again, state, atol=1e-11)
+
+
+def test_hopfield_retrieves_in_one_step(create: Create) -> None:
+    """Theorem 4 of the paper: patterns far apart are retrieved up to a tiny error."""
+    rng = np.random.default_rng(0)
+    patterns = rng.choice([-1.0, 1.0], (1, 20, 64))
+    noisy = patterns + 0.3 * rng.standard_normal(patterns.shape)
+    layer = create("hopfield", dim=64, beta=1.0, iterations=1)
+    np.testing.assert_allclose(layer.retrieve(noisy, patterns), patterns, atol=1e-6)
+
+
+def test_hopfield_energy_falls(create: Create, arrays: Arrays) -> None:
+    query, key, _ = arrays()
+
+    def energy(state: Array) -> Array:
+        products = 0.9 * state @ key.swapaxes(-1, -2)
+        lse = scipy.special.logsumexp(products, axis=-1) / 0.9
+        return np.asarray(0.5 * (state**2).sum(-1) - lse)
+
+    energies = [
+        energy(create("hopfield", dim=12, heads=3, beta=0.9, iterations=n).retrieve(query, key))
+        for n in range(6)
+    ]
+    for before, after in itertools.pairwise(energies):
+        assert (after <= before + 1e-12).all()
+
+
+@pytest.mark.oracle
+def test_hopfield_gradients(create: Create, arrays: Arrays) -> None:
+    def rule(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+        for _ in range(4):
+            q = torch.softmax(0.6 * q @ k.transpose(-1, -2), -1) @ k
+        return torch.softmax(0.6 * q @ k.transpose(-1, -2), -1) @ v
+
+    layer = create("hopfield", dim=12, heads=3, beta=0.6, iterations=4, tolerance=0)
+    torch_gradients(layer, arrays(), rule)
+
+
+# ---- stick-breaking ----
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_stick_breaking(create: Create, arrays: Arrays, diagonal: bool) -> None:
+    """The paper's product, key by key."""
+
+    def rule(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+        share = torch.sigmoid(q @ k.transpose(-1, -2) / 2)
+        visible = torch.ones(7, 7, dtype=torch.bool).tril(0 if diagonal else -1)
+        share = torch.where(visible, share, 0)
+        left = torch.cumprod((1 - share).flip(-1), -1).flip(-1)
+        left = torch.cat((left[..., 1:], torch.ones_like(left[..., :1])), -1)
+        return (share * left) @ v
+
+    layer = create("stick-breaking", dim=12, heads=3, causal=True, diagonal=diagonal)
+    torch_gradients(layer, arrays(queries=7), rule)
+
+
+def test_stick_breaking_long_and_certain(create: Create) -> None:
+    """Thousands of keys, scores of ±50: weights still sum to 1 − Π(1 − σ)."""
+    rng = np.random.default_rng(0)
+    query, key = np.ones((1, 1)), rng.uniform(-50, 3, (5000, 1))
+    layer = create("stick-breaking", dim=1)
+    output = layer(query, key, np.ones((5000, 1)))
+    left = np.exp(-np.logaddexp(0, key).sum())
+    np.testing.assert_allclose(output, 1 - left, rtol=1e-12)
+
+
+# ---- latent ----
+
+OPTIONS = {"dim": 12, "heads": 3, "latent": 5, "rope_size": 4, "query_latent": 6}
+
+
+def turn(torch: Any, x: Any, first: int) -> Any:
+    place = (torch.arange(x.shape[-2], dtype=x.dtype) + first)[:, None]
+    angle = place * torch.tensor([1.0, 0.01], dtype=x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_latent(create: Create, arrays: Arrays, absorbed: bool) -> None:
+    """Equations 37–47 of the paper."""
+
+    def rule(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+        def flat(x: Any) -> Any:
+            return x.transpose(1, 2).flatten(2)
+
+        def heads(x: Any) -> Any:
+            return x.unflatten(-1, (3, -1)).transpose(1, 2)
+
+        latent = flat(k) @ p["compress.key"].T + flat(v) @ p["compress.value"].T
+        read = flat(q) @ p["query.down"].T
+        queries = torch.cat(
+            (heads(read @ p["query.weight"].T), turn(torch, heads(read @ p["query.rotary"].T), 2)),
+            -1,
+        )
+        rotary = turn(torch, flat(k) @ p["key.rotary"].T, 0)[:, None].expand(-1, 3, -1, -1)
+        keys = torch.cat((heads(latent @ p["key.up"].T), rotary), -1)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(8)
+        output = torch.softmax(scores, -1) @ heads(latent @ p["value.up"].T)
+        return heads(flat(output) @ p["output.weight"].T)
+
+    query, key, value = arrays()
+    layer = learned(create("latent", **OPTIONS, absorbed=absorbed))
+    torch_gradients(layer, (query, key, value[..., :4]), rule)
+    np.testing.assert_allclose(
+        layer.attend(query, key, value[..., :4]),
+        layer.attend_vjp(query, key, value[..., :4])[0],
+        rtol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("rope_size", [0, 4])
+def test_latent_decodes_step_by_step(create: Create, rope_size: int) -> None:
+    """Absorbed, token by token from a growing cache = expanded, causal, all at once."""
+    x = np.random.default_rng(0).standard_normal((2, 9, 12))
+    options = {**OPTIONS, "rope_size": rope_size, "causal": True}
+    expected = learned(create("latent", **options, absorbed=False))(x)
+    layer = learned(create("latent", **options))
+    cache = layer.compress(x[:, :4])
+    np.testing.assert_allclose(layer.decode(x[:, :4], cache), expected[:, :4], **CLOSE)
+    for step in range(4, 9):
+        token = x[:, step : step + 1]
+        cache = cache.extended(layer.compress(token, start=step))
+        np.testing.assert_allclose(
+            layer.decode(token, cache), expected[:, step : step + 1], **CLOSE
+        )
+    assert cache.tokens == 9
+    assert cache.latent.nbytes + cache.rotary.nbytes == 2 * 9 * (5 + rope_size) * 8
+
+
+def test_latent_says_what_does_not_fit(create: Create) -> None:
+    layer = create("latent", **OPTIONS)
+    with pytest.raises(ShapeError, match="tokens, dim=12"):
+        layer.compress(np.ones((4, 5)))
+    with pytest.raises(ShapeError, match="cache"):
+        layer.decode(np.ones((2, 1, 12)), layer.compress(np.ones((4, 12))))

@@ -1,0 +1,388 @@
+"""Optimisers: parameters change where they lie, the state is a mapping of names to arrays.
+
+An optimiser is made with its options and stepped with two mappings of names to arrays::
+
+    optimiser = AdamW(learning_rate=1e-3)
+    optimiser.step(parameters, gradients)
+
+The parameters are writable arrays, which change in place, or the `parameters` of a mechanism or a
+pipeline, which are set through their `update`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from polyattn_core.arrays import Array
+from polyattn_core.errors import ArgumentError, DTypeError, ParameterError, ShapeError
+from polyattn_core.simd import optimisers as kernels
+
+from ._checks import flag, real
+
+Rate = float | Callable[[int], float]
+
+
+class Optimiser(ABC):
+    """Base of optimisers.
+
+    Parameters
+    ----------
+    learning_rate
+        A number, or a schedule: a function of the steps taken so far.
+    """
+
+    name: ClassVar[str]
+    slots: tuple[str, ...] = ()
+    """Names of what is remembered about each parameter."""
+
+    def __init__(self, *, learning_rate: Rate) -> None:
+        if not callable(learning_rate):
+            learning_rate = real("learning_rate", learning_rate, least=0)
+        self.learning_rate: Rate = learning_rate
+        self.steps = 0
+        """Steps taken."""
+        self._state: dict[str, dict[str, Array]] = {}
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        found = self.learning_rate
+        return real("learning_rate", found(self.steps), least=0) if callable(found) else found
+
+    def step(
+        self,
+        parameters: Mapping[str, Any],
+        gradients: Mapping[str, Any],
+        *,
+        check_finite: bool = False,
+    ) -> None:
+        """Change the parameters that have a gradient; the others stay as they are.
+
+        Allocates nothing for contiguous arrays after the first step.
+
+        Parameters
+        ----------
+        parameters
+            Writable arrays by name, or the `parameters` of a mechanism or pipeline.
+        gradients
+            Arrays by the same names.
+        check_finite
+            Refuse gradients that are not finite, for one more pass over them. Those of a mechanism
+            or pipeline always are refused.
+
+        Raises
+        ------
+        ParameterError, ShapeError, DTypeError
+            Where a gradient has no parameter, or another shape than it, or is refused. Nothing has
+            changed then.
+        """
+        managed = is_managed(parameters)
+        work: dict[str, tuple[Array, Array]] = {}
+        for name, gradient in gradients.items():
+            if name not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise ParameterError("gradients", f"one of {name}", f"those of {known}")
+            work[name] = self._pair(name, parameters[name], gradient, copied=managed)
+            if (managed or check_finite) and not _finite(work[name][1]):
+                value = "values that are not finite"
+                raise ParameterError(f"gradients[{name!r}]", value, "finite numbers")
+        rate, count = self.rate, self.steps + 1
+        for name, (array, _) in work.items():
+            self._slots_of(name, array)
+        if managed:
+            self._step_managed(parameters, work, rate, count)
+        else:
+            for name, (array, gradient) in work.items():
+                self._step_one(name, array, gradient, self._slots_of(name, array), rate, count)
+        self.steps = count
+
+    def _step_managed(
+        self, parameters: Any, work: dict[str, tuple[Array, Array]], rate: float, count: int
+    ) -> None:
+        # On copies of the state, because `update` refuses a step that leads to infinity.
+        states = {}
+        for name, (array, gradient) in work.items():
+            states[name] = {k: a.copy() for k, a in self._slots_of(name, array).items()}
+            self._step_one(name, array, gradient, states[name], rate, count)
+        parameters.update({name: array for name, (array, _) in work.items()}, partial=True)
+        self._state.update(states)
+
+    def _step_one(
+        self, name: str, array: Array, gradient: Array, state: dict[str, Array], rate: float,
+        count: int,
+    ) -> None:  # fmt: skip
+        if array.flags.c_contiguous:
+            self._change(name, array, gradient, state, rate, count)
+        else:
+            dense = np.ascontiguousarray(array)
+            self._change(name, dense, gradient, state, rate, count)
+            array[...] = dense
+
+    def _pair(self, name: str, array: Any, gradient: Any, *, copied: bool) -> tuple[Array, Array]:
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise DTypeError(name, str(kind), "an array of float32 or float64")
+        if copied:
+            array = array.copy()
+        elif not array.flags.writeable:
+            raise ParameterError(name, "a read-only array", "one that may be written")
+        found = np.asarray(gradient)
+        if found.dtype.kind != "f":
+            raise DTypeError(f"gradients[{name!r}]", str(found.dtype), "an array of real numbers")
+        self._check_shape(name, array, found)
+        found = np.ascontiguousarray(found, array.dtype).reshape(found.shape)
+        return array, found
+
+    def _check_shape(self, name: str, array: Array, gradient: Array) -> None:
+        if gradient.shape != array.shape:
+            raise ShapeError(f"gradients[{name!r}]", gradient.shape, f"shape {array.shape}")
+
+    def _slots_of(self, name: str, array: Array) -> dict[str, Array]:
+        if name not in self._state:
+            self._state[name] = {
+                slot: np.zeros(self._slot_shape(name, slot, array), array.dtype)
+                for slot in self.slots
+            }
+        for slot, found in self._state[name].items():
+            shape = self._slot_shape(name, slot, array)
+            if found.shape != shape or found.dtype != array.dtype:
+                value, wanted = f"{found.dtype} {found.shape}", f"{array.dtype} {shape}"
+                raise ParameterError(name, value, f"{wanted}, as what is remembered of it")
+        return self._state[name]
+
+    def _slot_shape(self, name: str, slot: str, array: Array) -> tuple[int, ...]:
+        return array.shape
+
+    @abstractmethod
+    def _change(
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
+    ) -> None:
+        """Step number `step`, from 1, of one parameter; writes `array` and `state`."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What it was made with, apart from the learning rate, ready for JSON."""
+
+    def state(self) -> dict[str, Array]:
+        """Copies of what is remembered, by ``slot/parameter``; :attr:`steps` belongs to it."""
+        return {
+            f"{slot}/{name}": array.copy()
+            for name, slots in self._state.items()
+            for slot, array in slots.items()
+        }
+
+    def load_state(self, state: Mapping[str, Any], steps: int) -> None:
+        """Continue from what :meth:`state` returned after so many steps.
+
+        Raises
+        ------
+        ParameterError
+            Where a slot is unknown, or one of a parameter is missing. Nothing has changed then.
+        """
+        found: dict[str, dict[str, Array]] = {}
+        for full, array in state.items():
+            slot, _, name = full.partition("/")
+            if slot not in self.slots or not name:
+                accepted = f"slots of {self.name}: {', '.join(self.slots) or 'none'}"
+                raise ParameterError("state", full, accepted)
+            found.setdefault(name, {})[slot] = np.array(array, order="C")
+        for name, slots in found.items():
+            if missing := [slot for slot in self.slots if slot not in slots]:
+                raise ParameterError("state", f"no {missing[0]}/{name}", f"all of {self.slots}")
+        self._state = {
+            name: {slot: slots[slot] for slot in self.slots} for name, slots in found.items()
+        }
+        self.steps = int(steps)
+
+    def __repr__(self) -> str:
+        options = {"learning_rate": self.learning_rate, **self.options()}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+
+
+def is_managed(parameters: Mapping[str, Any]) -> bool:
+    """Parameters of a mechanism or pipeline, which `update` sets; arrays are written to."""
+    return hasattr(parameters, "update") and not isinstance(parameters, dict)
+
+
+def _finite(array: Array) -> bool:
+    flat = array.reshape(-1)
+    # The sum of squares is one fast pass; what overflows in it may still be finite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.dot(flat, flat)) or bool(np.isfinite(flat).all())
+
+
+class SGD(Optimiser):
+    """θ ← θ − η v with v ← μ v + g + λ θ.
+
+    Parameters
+    ----------
+    learning_rate
+        η, a number or a schedule.
+    momentum
+        μ, from 0 to below 1.
+    nesterov
+        Steps by g + λ θ + μ v instead: the gradient where momentum leads. Needs momentum.
+    weight_decay
+        λ.
+
+    References
+    ----------
+    Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> parameters = {"weight": np.ones(3)}
+    >>> SGD(learning_rate=0.1).step(parameters, {"weight": np.ones(3)})
+    >>> parameters["weight"]
+    array([0.9, 0.9, 0.9])
+    """
+
+    name = "sgd"
+
+    def __init__(
+        self,
+        *,
+        learning_rate: Rate = 1e-2,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate)
+        self.momentum = real("momentum", momentum, least=0, below=1)
+        self.nesterov = flag("nesterov", nesterov)
+        self.weight_decay = real("weight_decay", weight_decay, least=0)
+        if self.nesterov and not self.momentum:
+            raise ArgumentError("nesterov", True, "False, or a momentum above 0")
+        if self.momentum:
+            self.slots = ("velocity",)
+
+    def _change(
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
+    ) -> None:
+        velocity = state["velocity"].reshape(-1) if state else None
+        kernels.sgd(
+            array.reshape(-1), gradient.reshape(-1), velocity, rate=rate, momentum=self.momentum,
+            coupled=self.weight_decay, nesterov=self.nesterov,
+        )  # fmt: skip
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+        }
+
+
+class Adam(Optimiser):
+    """θ ← θ − η m̂ / (√v̂ + ε): steps scaled by running means of gradients and their squares.
+
+    m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ); weight
+    decay λ adds λ θ to g.
+
+    Parameters
+    ----------
+    learning_rate
+        η, a number or a schedule.
+    betas
+        (β₁, β₂), both from 0 to below 1.
+    epsilon
+        ε > 0.
+    weight_decay
+        λ.
+
+    References
+    ----------
+    Kingma and Ba, Adam: a method for stochastic optimization, arXiv:1412.6980.
+    """
+
+    name = "adam"
+    slots = ("first", "second")
+
+    def __init__(
+        self,
+        *,
+        learning_rate: Rate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate)
+        try:
+            first, second = betas
+        except (TypeError, ValueError):
+            raise ArgumentError("betas", betas, "two numbers from 0 to below 1") from None
+        self.betas = tuple(real("betas", beta, least=0, below=1) for beta in (first, second))
+        self.epsilon = real("epsilon", epsilon, above=0)
+        self.weight_decay = real("weight_decay", weight_decay, least=0)
+
+    def _change(
+        self,
+        name: str,
+        array: Array,
+        gradient: Array,
+        state: dict[str, Array],
+        rate: float,
+        step: int,
+    ) -> None:
+        kernels.adam(
+            array.reshape(-1), gradient.reshape(-1), state["first"].reshape(-1),
+            state["second"].reshape(-1), rate=rate, betas=(self.betas[0], self.betas[1]),
+            epsilon=self.epsilon, step=step, **self._decay(),
+        )  # fmt: skip
+
+    def _decay(self) -> dict[str, float]:
+        return {"coupled": self.weight_decay}
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "betas": list(self.betas),
+            "epsilon": self.epsilon,
+            "weight_decay": self.weight_decay,
+        }
+
+
+class AdamW(Adam):
+    """Adam whose weight decay is apart from the gradient: θ ← (1 − η λ) θ before the step.
+
+    References
+    ----------
+    Loshchilov and Hutter, Decoupled weight decay regularization, arXiv:1711.05101.
+    """
+
+    name = "adamw"
+
+    def __init__(
+        self,
+        *,
+        learning_rate: Rate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(
+            learning_rate=learning_rate, betas=betas, epsilon=epsilon, weight_decay=weight_decay
+        )
+
+    def _decay(self) -> dict[str, float]:
+        return {"decoupled": self.weight_decay}
+
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimiser", "Rate"]
