@@ -392,7 +392,7 @@ class StreamingMechanism(Mechanism):
             buckets = t5_buckets(distances(shape.queries, shape.keys), config.position)
             request.relative = np.ascontiguousarray(table[:, buckets])
         elif call.bias is not None:
-            request.bias, request.bias_batch = _bias_view(call)
+            request.bias, request.bias_batch = bias_view(call)
         return request, undo
 
     def _all_rules(self, call: Call) -> list[tuple[ScoreRule, Sequence[Any]]]:
@@ -463,7 +463,7 @@ _RULES = (
 )  # fmt: skip
 
 
-def _bias_view(call: Call) -> tuple[Array, Array]:
+def bias_view(call: Call) -> tuple[Array, Array]:
     """The bias as (bias batches, heads, queries, keys) with strides 0 where it is broadcast."""
     bias, shape = call.bias, call.shape
     assert bias is not None
@@ -481,4 +481,5 @@ __all__ = [
     "ScaledConfig",
     "StreamingConfig",
     "StreamingMechanism",
+    "bias_view",
 ]

@@ -23,6 +23,7 @@
 ``backward``      gradients by recomputation
 ``edges``         sums, products and soft-max over the edges of sparse graphs
 ``threads``       work sharing between threads
+``requests``      what a call of the engine takes and returns; ``arguments`` makes those of kernels
 ``engine``        the front of them all: allocates, chooses a kernel, merges chunks
 ================  ===================================================================
 
