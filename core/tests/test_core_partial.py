@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyattn_core.errors import ArgumentError, CapabilityError
-from polyattn_core.masks import Causal, Padding, Window
+from polyattn_core.errors import ArgumentError, CapabilityError, MaskError
+from polyattn_core.masks import Causal, GlobalTokens, Padding, Strided, Window
 from polyattn_core.partial import PartialState
 from polyattn_core.spec import Capabilities
 
@@ -166,3 +166,12 @@ def test_partial_results_that_are_not_declared(build: Any) -> None:
     mechanism = build(dim=4, capabilities=Capabilities())
     with pytest.raises(CapabilityError, match="tests/plain does not support partial results"):
         mechanism.attend_partial(tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize("mask", [GlobalTokens(2), Strided(4, "fixed")], ids=repr)
+def test_masks_that_list_their_keys_are_refused_for_too_many(build: Any, mask: Any) -> None:
+    arrays = [np.ones((1, 3, 8), np.float32)] * 3
+    with pytest.raises(MaskError, match=r"mask for 1099511627776 keys in all; expected at most"):
+        build(dim=8).attend_partial(*arrays, total=1 << 40, mask=mask)
+    found = build(dim=8).attend_partial(*arrays, total=1 << 40, mask=Strided(4))
+    assert found.output.shape == (1, 3, 8)

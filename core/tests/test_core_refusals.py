@@ -251,7 +251,7 @@ def test_statistics_that_do_not_exist(build: Build) -> None:
     with pytest.raises(ArgumentError) as caught:
         build(dim=8).observe(*[np.ones((1, 5, 8))] * 3, "variance")
     assert str(caught.value) == (
-        "statistics: got variance; expected weights, log_sum_exp, entropy, column_mass"
+        "statistics: got variance; expected weights, log_sum_exp, entropy, column_mass, top_weights"
     )
     with pytest.raises(ArgumentError, match=r"expected none for this mechanism$"):
         build(dim=8, capabilities=Capabilities()).observe(*[np.ones((1, 5, 8))] * 3, "output")

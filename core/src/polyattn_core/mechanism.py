@@ -47,7 +47,7 @@ from .masks import Causal, Dense, Mask, MaskShape
 from .masks.program import FAR
 from .parameters import Parameters, as_seed
 from .partial import PartialState
-from .spec import MechanismSpec
+from .spec import STATISTICS, MechanismSpec
 
 if TYPE_CHECKING:
     from .cached import CachedCall
@@ -82,6 +82,8 @@ class Call:
     """Position of the first key passed, where only some of `shape.keys` are."""
     query_rotation: Array | None = None
     """Positions (…, queries) to rotate queries to, where keys come rotated from a cache."""
+    top: int = 8
+    """For the statistic `top_weights`: how many a row."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -115,6 +117,10 @@ class Observation:
     log_sum_exp: Array | None = None
     entropy: Array | None = None
     column_mass: Array | None = None
+    top_weights: Array | None = None
+    """(…, heads, queries, top): the largest weights of each row, the largest first."""
+    top_keys: Array | None = None
+    """Of which keys they are: whole numbers, −1 (and weight 0) behind the last above 0."""
 
 
 Pullback = Callable[[Array], Gradients]
@@ -277,21 +283,29 @@ class Mechanism(ABC):
         *statistics: str,
         mask: Any = None,
         bias: Any = None,
+        top: int = 8,
         **side: Any,
     ) -> Observation:
         """`attend`, with statistics of the weights.
 
         Of `weights` (…, heads, queries, keys), which is the only one of that size; `log_sum_exp`
         and `entropy` in nats (…, heads, queries); `column_mass` (…, heads, keys), the sum of the
-        weights that each key received.
+        weights that each key received; `top_weights` (…, heads, queries, top), the largest weights
+        of each row in descending order, with their keys as `top_keys`: of equal weights the first
+        key comes first, and where fewer than `top` keys have a weight above 0, the rest is weight 0
+        of key −1.
         """
         for name in statistics:
             if name not in self.capabilities.statistics:
-                if name in Observation.__dataclass_fields__ and name != "output":
+                if name in STATISTICS:
                     raise self._lacks(f"the statistic {name!r}", "statistics", name)
                 known = ", ".join(self.capabilities.statistics) or "none for this mechanism"
                 raise ArgumentError("statistics", name, known)
+        whole = isinstance(top, int | np.integer) and not isinstance(top, bool)
+        if not whole or not 1 <= top <= _MOST_TOP:
+            raise ArgumentError("top", top, f"a whole number from 1 to {_MOST_TOP}")
         call, lead, dtype = self._prepare(query, key, value, mask, bias, False, None, side)
+        call.top = int(top)
         output, found = self._observe(call, frozenset(statistics))
         restored = {name: _restore(array, lead, array.dtype) for name, array in found.items()}
         return Observation(_restore(output, lead, dtype), **restored)
@@ -629,6 +643,9 @@ class Mechanism(ABC):
             )
         )
         return output
+
+
+_MOST_TOP = 1 << 16  # longer lists than that are no summary
 
 
 def _place(start: object, total: object, keys: int) -> tuple[int, int]:

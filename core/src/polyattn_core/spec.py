@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 MASK_KINDS = (
     "causal",
@@ -31,7 +31,9 @@ MASK_KINDS = (
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-Statistic = Literal["weights", "log_sum_exp", "entropy", "column_mass"]
+Statistic = Literal["weights", "log_sum_exp", "entropy", "column_mass", "top_weights"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+"""Every statistic of the weights that there is; a mechanism declares those that it has."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -23,7 +23,7 @@ _FEW_ROWS = 8
 def attend_stored(mechanism: StreamingMechanism, cached: CachedCall) -> PartialState | None:
     """The state over a part of a cache; None where the kernel is not made for the call."""
     from .simd import decoding, masking
-    from .streaming import StreamingMechanism, _bias_view
+    from .streaming import StreamingMechanism, bias_view
 
     query, part = cached.query, cached.part
     batch, heads, queries, _ = query.shape
@@ -60,7 +60,7 @@ def attend_stored(mechanism: StreamingMechanism, cached: CachedCall) -> PartialS
         scores.bias_shift = totals.max() - totals
     elif cached.bias is not None:
         longest.bias = cached.bias
-        scores.bias, scores.bias_batch = _bias_view(longest)
+        scores.bias, scores.bias_batch = bias_view(longest)
     stored = decoding.Stored(
         part.key.storage, part.key.data, part.value.data, part.runs, part.starts, totals,
         part.key.scales, part.value.scales, part.key.width, part.value.width, part.key.group,
@@ -71,9 +71,9 @@ def attend_stored(mechanism: StreamingMechanism, cached: CachedCall) -> PartialS
 
 def _relative(mechanism: Any, position: T5Bias, call: Call) -> Array:
     """T5's biases (1, heads, queries, keys), each distance in memory once."""
-    from .simd.engine import _by_distance
+    from .simd.arguments import by_distance
 
     shape = call.shape
     table = mechanism.parameters["position.table"].astype(call.dtype)
     relative = table[:, t5_buckets(distances(shape.queries, shape.keys), position)]
-    return _by_distance(np.ascontiguousarray(relative)[None], shape.queries, shape.keys)
+    return by_distance(np.ascontiguousarray(relative)[None], shape.queries, shape.keys)

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from .simd.engine import Component, Plan, Request
     from .simd.rules import ScoreRule
 
-STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
+STREAMING_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 """Statistics of a soft-max on the engine."""
-WEIGHT_STATISTICS = ("weights", "entropy", "column_mass")
+WEIGHT_STATISTICS = ("weights", "entropy", "column_mass", "top_weights")
 """Statistics of the other normalisers."""
 _BY_TILE = ("softmax", "softpick")
 """Normalisers that see one tile of keys after another, in the same order in every call."""
@@ -296,8 +296,10 @@ class StreamingMechanism(Mechanism):
         from .simd import engine
 
         request, _ = self._request(call)
+        request.entropy = "entropy" in wanted
+        request.recomputes = not wanted <= {"log_sum_exp", "entropy"}
         state = engine.forward(request)
-        found = engine.gather(request, state, wanted - {"log_sum_exp"})
+        found = engine.gather(request, state, wanted - {"log_sum_exp"}, call.top)
         if "log_sum_exp" in wanted:
             found["log_sum_exp"] = state.first
         return state.out, found
@@ -330,6 +332,7 @@ class StreamingMechanism(Mechanism):
                 )
             if self._user_rule is not None and rule is self._user_rule.rule:
                 self._user_rule.check(values, call, self._scale(call))
+        request.recomputes = True
         state = engine.forward(request)
 
         def pullback(gradient: Array) -> Gradients:
@@ -389,7 +392,7 @@ class StreamingMechanism(Mechanism):
             buckets = t5_buckets(distances(shape.queries, shape.keys), config.position)
             request.relative = np.ascontiguousarray(table[:, buckets])
         elif call.bias is not None:
-            request.bias, request.bias_batch = _bias_view(call)
+            request.bias, request.bias_batch = bias_view(call)
         return request, undo
 
     def _all_rules(self, call: Call) -> list[tuple[ScoreRule, Sequence[Any]]]:
@@ -460,7 +463,7 @@ _RULES = (
 )  # fmt: skip
 
 
-def _bias_view(call: Call) -> tuple[Array, Array]:
+def bias_view(call: Call) -> tuple[Array, Array]:
     """The bias as (bias batches, heads, queries, keys) with strides 0 where it is broadcast."""
     bias, shape = call.bias, call.shape
     assert bias is not None
@@ -478,4 +481,5 @@ __all__ = [
     "ScaledConfig",
     "StreamingConfig",
     "StreamingMechanism",
+    "bias_view",
 ]

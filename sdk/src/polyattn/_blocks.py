@@ -218,7 +218,8 @@ def _compute(mechanism: Any, part: Inputs, statistics: tuple[str, ...]) -> dict[
         **besides,
     )
     output = merge_heads(seen.output)
-    found = {name: getattr(seen, name) for name in statistics}
+    names = [*statistics, "top_keys"] if "top_weights" in statistics else statistics
+    found = {name: getattr(seen, name) for name in names}
     return {"output": output[0] if single else output, **found}
 
 
@@ -232,9 +233,14 @@ def _whole_shape(
     queries, keys = inputs.query.shape[-2], inputs.key.shape[-2]
     if name == "output":
         return (*lead, queries, shape[-1])
-    heads = {"weights": -3, "log_sum_exp": -2, "entropy": -2, "column_mass": -2}[name]
-    tail = {"weights": (queries, keys), "column_mass": (keys,)}.get(name, (queries,))
-    return (*lead, shape[heads], *tail)
+    tails = {
+        "weights": (queries, keys),
+        "column_mass": (keys,),
+        "top_weights": (queries, shape[-1]),
+        "top_keys": (queries, shape[-1]),
+    }
+    tail = tails.get(name, (queries,))
+    return (*lead, shape[-1 - len(tail)], *tail)
 
 
 def _place(name: str, target: Array, array: Array, index: Index, chosen: Plan) -> None:
@@ -245,6 +251,8 @@ def _place(name: str, target: Array, array: Array, index: Index, chosen: Plan) -
     lead, rows = index[:-1], index[-1]
     if name == "output":
         target[(*lead, rows, _WHOLE)] = array
+    elif name.startswith("top_"):
+        target[(*lead, _WHOLE, rows, _WHOLE)] = array
     elif name == "weights":
         target[(*lead, _WHOLE, rows, slice(0, array.shape[-1]))] = array
     else:

@@ -12,13 +12,12 @@ from typing import Any
 
 import polyattn_registry as registry
 from polyattn_core.errors import ArgumentError, CapabilityError, DataError
-from polyattn_core.spec import MechanismSpec
+from polyattn_core.spec import STATISTICS, MechanismSpec
 
 from . import _blocks, _files
 from ._blocks import Array, Inputs, Plan
 
 _ROLES = ("query", "key", "value", "mask", "bias")
-_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def _check_statistics(names: tuple[str, ...], spec: MechanismSpec) -> None:
     # Before anything is read: that may take a while.
     able = spec.capabilities.statistics
     for name in names:
-        if name not in _STATISTICS:
+        if name not in STATISTICS:
             raise ArgumentError("statistics", name, ", ".join(able) or "none for this mechanism")
         if name not in able:
             others = registry.having("statistics", name)[:6]

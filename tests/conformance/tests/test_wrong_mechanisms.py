@@ -121,6 +121,7 @@ CAUGHT: Mapping[str, tuple[Wrong, ...]] = {
     "check_weights_sum_values_to_the_output": (computes("HalvedWeights"),),
     "check_weights_are_those_of_the_reference": (computes("HalvedWeights"),),
     "check_statistics_agree_with_weights": (computes("EntropyInBits", "entropy"),),
+    "check_top_weights_are_the_largest": (computes("TopKeysOfTheOrder", "at their keys"),),
     "check_log_sum_exp": (computes("LogSumExpTooLarge"),),
     "check_log_sum_exp_follows_the_bias": (computes("LogSumExpIgnoresBias"),),
     "check_gradients_are_refused": (takes_undeclared(gradient=False),),

@@ -18,6 +18,18 @@ from .algebra import BoolArray, Mask
 from .program import FAR, MaskShape, Primitive, Program
 
 Align = Literal["lower_right", "upper_left"]
+_MOST_LISTED = 1 << 30  # keys of which a mask makes a table
+
+
+def _check_table(kind: str, shape: MaskShape) -> None:
+    """Refuse a table with an entry for each key where these are more than fit into memory."""
+    if shape.keys > _MOST_LISTED:
+        raise MaskError(
+            "mask",
+            f"a {kind} mask for {shape.keys} keys in all",
+            f"at most {_MOST_LISTED}, as it lists them; causal, window, dilated and relative "
+            "strided masks take any number",
+        )
 
 
 def _check_align(align: object) -> None:
@@ -169,6 +181,7 @@ class Strided(Mask):
         if self.pattern == "strided":
             near = Primitive("band", (start - stride + 1, start + stride - 1))
             return (near, Primitive("modulo", (stride, start)), Primitive("or", (2,)))
+        _check_table(self.kind, shape)
         keys = np.arange(shape.keys)
         blocks = np.concatenate(((np.arange(shape.queries) + start) // stride, keys // stride))
         summaries = (keys % stride >= stride - self.summary).astype(np.uint8)
@@ -215,6 +228,7 @@ class GlobalTokens(Mask):
         object.__setattr__(self, "positions", positions)
 
     def _keys(self, shape: MaskShape) -> BoolArray:
+        _check_table(self.kind, shape)
         chosen = np.zeros(shape.keys, bool)
         if isinstance(self.positions, tuple):
             for position in self.positions:

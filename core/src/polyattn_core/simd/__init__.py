@@ -19,10 +19,11 @@
 ``panel``         the kernel of normalisers that need a whole row: sparsemax, entmax, top-k
 ``decode``        the kernel for few queries and many keys; ``decoding`` is its front, ``key_rules``
                   are score rules along keys
-``weights``       weights, entropy and column mass, recomputed tile by tile
+``weights``       weights, column mass and top weights, recomputed tile by tile
 ``backward``      gradients by recomputation
 ``edges``         sums, products and soft-max over the edges of sparse graphs
 ``threads``       work sharing between threads
+``requests``      what a call of the engine takes and returns; ``arguments`` makes those of kernels
 ``engine``        the front of them all: allocates, chooses a kernel, merges chunks
 ================  ===================================================================
 

@@ -194,8 +194,8 @@ def backward_kernel(dtype: str) -> Kernel:
         own_scores = final + stage_size
         stages = own_scores + stage_size
         state = stages + chain * stage_size
-        dummy, ones, deltas = state + 2 * wide, state + 3 * wide, state + 4 * wide
-        sums = state + 5 * wide
+        dummy, ones, deltas = state + 3 * wide, state + 4 * wide, state + 5 * wide
+        sums = state + 6 * wide
         rowed = state + 8 * wide
         d_rowed = rowed + row_space
         laid = d_rowed + row_space
@@ -241,7 +241,7 @@ def backward_kernel(dtype: str) -> Kernel:
                     d_out, b, h, q0, nq, 0, value_size, one, False, scratch, laid_out, value_padded
                 )
                 pack_rows(rows, b, h, q0, nq, scratch, rowed)
-                pack_state(first, second, b, h, q0, nq, scratch, state)
+                pack_state(normaliser, first, second, b, h, q0, nq, scratch, state)
                 for y in range(row_space):
                     scratch[d_rowed + y] = zero
                 for y in range(size * wide):
@@ -283,7 +283,10 @@ def backward_kernel(dtype: str) -> Kernel:
                         )  # fmt: skip
                         weights = scores
                         if quick:
-                            gradient_step(scratch, scores, incoming, state, deltas, nk, active)
+                            gradient_step(
+                                scratch, scores, incoming, state, state + 2 * wide, deltas, nk,
+                                active,
+                            )  # fmt: skip
                         if plan[5] >= 0:
                             drop_both(p, b, h, q0, k0, nk, scratch, scores, incoming, dropped)
                             weights = dropped

@@ -2,245 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import KernelError
-from . import decoding, masking, target, threads
+from . import decoding, target, threads
+from .arguments import EMPTY_ARRAYS, NAMES, arguments, by_distance, padded, seen_by, slices_of
 from .backward import backward_kernel
 from .forward import forward_kernel
 from .jit import Kernel
-from .masking import NO_MASK, EncodedMask
 from .panel import panel_kernel
-from .rule_encoding import EncodedRules, array_gradients, encode_rules
-from .rules import ScoreRule, Statistic
-from .scores import (
-    COMPONENT_COUNT,
-    COMPONENT_WIDTH,
-    COMPONENTS,
-    ELEMENTWISE,
-    ENTMAX15,
-    SOFTMAX,
-    SOFTPICK,
-    SPARSEMAX,
-    TOP_K,
-)
+from .requests import NORMALISERS, Array, Component, EngineGradients, Request, State
+from .rule_encoding import array_gradients
+from .rules import Statistic
+from .scores import ENTMAX15, SOFTMAX, SPARSEMAX, TOP_K
 from .weights import weights_kernel
 
-Array = npt.NDArray[Any]
-
-NORMALISERS = {
-    "softmax": SOFTMAX,
-    "softpick": SOFTPICK,
-    "elementwise": ELEMENTWISE,
-    "sparsemax": SPARSEMAX,
-    "entmax15": ENTMAX15,
-    "top-k": TOP_K,
-}
+TOP = 8  # weights a row, where it is not said how many
 _PANEL = (SPARSEMAX, ENTMAX15, TOP_K)
 _SMALL = 1 << 21  # multiply-adds below which starting another thread costs more than it saves
 _FEW_ROWS = 8  # query rows of a key head up to which each row by itself is faster than a tile
 _LEAST_CHUNK = 512  # keys, below which a chunk is not worth its merge
 _BIAS_SLOTS = 1 << 26  # bytes that separate sums of the bias gradient may take
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """Consecutive coordinates of queries and keys that are scored by themselves."""
-
-    size: int
-    scale: float
-    """Factor of their products."""
-    rules: Sequence[tuple[ScoreRule, Sequence[Any]]] = ()
-    """Rules applied to them; row and column statistics are those of these coordinates."""
-
-
-@dataclass(slots=True)
-class Request:
-    """One call of the engine. Arrays are (batch, heads, tokens, size), last axis contiguous."""
-
-    query: Array
-    key: Array
-    value: Array
-    scale: float
-    normaliser: int = SOFTMAX
-    rules: Sequence[tuple[ScoreRule, Sequence[Any]]] = ()
-    """Applied in order to the scaled product, or to the sum of the components."""
-    components: Sequence[Component] = ()
-    """Instead of one scale: the score is a sum over slices that make up the last axis."""
-    mask: EncodedMask = NO_MASK
-    mask_queries: int = 0
-    mask_keys: int = 0
-    key_start: int = 0
-    bias: Array | None = None
-    """(bias batches, heads, queries, keys), with strides 0 where it is broadcast."""
-    bias_batch: Array | None = None
-    """Which of the bias batches belongs to each batch element."""
-    relative: Array | None = None
-    """(heads, queries + keys − 1): a bias by key − query + queries − 1. Not with `bias`."""
-    sink: Array | None = None
-    keep: float = 1.0
-    seed: int = -1
-    top: int = 0
-    epsilon: float = 0.0
-    block: int = 64
-    """Keys of a tile."""
-    threads: int | None = None
-    reproducible: bool = False
-    """The same bits for any threads, batch and division into calls: nothing is split by keys."""
-    encoded: EncodedRules | None = field(default=None)
-
-    def all_rules(self) -> list[tuple[ScoreRule, Sequence[Any]]]:
-        """The rules of each component, then those of their sum."""
-        return [*(rule for part in self.components for rule in part.rules), *self.rules]
-
-
-@dataclass(slots=True)
-class State:
-    """What a forward call leaves for recomputing its weights."""
-
-    out: Array
-    first: Array
-    second: Array
-
-
-@dataclass(slots=True)
-class EngineGradients:
-    """Gradients by everything that entered a call."""
-
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None
-    parameters: Array
-    """(heads, parameters of all rules), those of components first."""
-    sink: Array | None
-    arrays: dict[int, Array] = field(default_factory=dict)
-    """By arrays that rules index; by the column of `parameters` that stands for them."""
-
-
-_NAMES = {np.dtype(name): name for name in ("float32", "float64")}
-
-_EMPTY = {
-    dtype: (
-        np.zeros((0, 6), np.int64),  # no rules
-        np.zeros((0, 1, 1, 1), dtype),  # no statistics
-        np.zeros((1, 1, 1, 1), dtype),  # no bias
-        np.zeros(0, dtype),  # no sink
-    )
-    for dtype in _NAMES.values()
-}
-
-
-def _arguments(request: Request, *, backward: bool = False) -> tuple[Any, ...]:
-    query, key = request.query, request.key
-    dtype = _NAMES[query.dtype]
-    no_rules, no_statistics, no_bias, no_sink = _EMPTY[dtype]
-    batch, heads = query.shape[:2]
-    parts = _slices(request)
-    plan = np.zeros(COMPONENTS + COMPONENT_WIDTH * len(parts), np.int64)
-    mask = request.mask
-    plan[0], plan[1] = request.normaliser, request.key_start
-    plan[2] = request.mask_queries or query.shape[2]
-    plan[3] = request.mask_keys or key.shape[2]
-    plan[4], plan[5], plan[6] = mask.depth, request.seed, request.top
-    plan[7] = request.bias is not None or request.relative is not None
-    plan[11], plan[12] = request.block, 1
-    if mask.depth:
-        code = masking.interpreter()
-        plan[8:11] = code.key_range.address, code.classify.address, code.fill.address
-        if request.reproducible:
-            plan[8] = masking.every_key().address
-    plan[COMPONENT_COUNT], plan[COMPONENTS:] = len(parts), np.ravel([x[:-1] for x in parts])
-    scales = [part[-1] for part in parts]
-    numbers = np.array((scales[0], request.keep, request.epsilon, *scales), dtype)
-    table, parameters, rows, columns = (
-        no_rules,
-        _no_parameters(heads, dtype),
-        no_statistics,
-        no_statistics,
-    )
-    chain = request.all_rules()
-    if chain:
-        shape = (batch, heads, int(plan[2]), int(plan[3]))
-        encoded = encode_rules(chain, heads, dtype, backward=backward, shape=shape)
-        request.encoded = encoded
-        table, parameters = encoded.table, encoded.parameters
-        if encoded.row_statistics:
-            rows = _statistics(encoded.row_statistics, _seen_by(request, "row"), query)
-        if encoded.column_statistics:
-            columns = _statistics(encoded.column_statistics, _seen_by(request, "column"), key)
-    bias, bias_batch = no_bias, _no_batches(batch)
-    if request.relative is not None:
-        bias = _by_distance(request.relative[None], int(plan[2]), int(plan[3]))
-    elif request.bias is not None and request.bias_batch is not None:
-        bias, bias_batch = request.bias, request.bias_batch
-    return (
-        query, key, request.value, numbers, plan, table, parameters, rows, columns, bias,
-        bias_batch, mask.steps, mask.integers, mask.octets,
-        no_sink if request.sink is None else np.ascontiguousarray(request.sink, dtype),
-    )  # fmt: skip
-
-
-def _slices(request: Request) -> list[tuple[int, int, int, int, int, float]]:
-    """Of each component: begin, size, first rule, last rule + 1, padded begin, scale."""
-    size = request.query.shape[3]
-    if not request.components:
-        return [(0, size, 0, 0, 0, request.scale)]
-    lanes = target.tile(_NAMES[request.query.dtype]).lanes
-    found = []
-    begin = rule = padded = 0
-    for part in request.components:
-        after = rule + len(part.rules)
-        found.append((begin, part.size, rule, after, padded, part.scale))
-        begin, rule, padded = begin + part.size, after, padded + _padded(part.size, lanes)
-    if begin != size or any(part.size < 1 for part in request.components):
-        sizes = ", ".join(str(part.size) for part in request.components)
-        raise KernelError(f"components of sizes {sizes} do not make up a head of size {size}")
-    return found
-
-
-def _padded(size: int, lanes: int) -> int:
-    return -(-size // lanes) * lanes
-
-
-def _seen_by(request: Request, axis: str) -> list[slice]:
-    """The coordinates that the row (or column) statistic of each rule that has one looks at."""
-    found, begin = [], 0
-    for part in request.components:
-        own = slice(begin, begin + part.size)
-        found += [own for rule, _ in part.rules if getattr(rule, axis) is not None]
-        begin += part.size
-    return found + [slice(None) for rule, _ in request.rules if getattr(rule, axis) is not None]
-
-
-def _statistics(
-    statistics: Sequence[Statistic], coordinates: Sequence[slice], array: Array
-) -> Array:
-    found = [s.forward(array[..., own]) for s, own in zip(statistics, coordinates, strict=True)]
-    return np.ascontiguousarray(np.stack(found), array.dtype)
-
-
-_parameter_cache: dict[tuple[int, str], Array] = {}
-_batch_cache: dict[int, Array] = {}
-
-
-def _no_parameters(heads: int, dtype: str) -> Array:
-    found = _parameter_cache.get((heads, dtype))
-    if found is None:
-        found = _parameter_cache[heads, dtype] = np.zeros((heads, 1), dtype)
-    return found
-
-
-def _no_batches(batch: int) -> Array:
-    found = _batch_cache.get(batch)
-    if found is None:
-        found = _batch_cache[batch] = np.zeros(batch, np.int64)
-    return found
 
 
 def _threads(request: Request) -> int:
@@ -256,13 +41,15 @@ def _route(request: Request) -> tuple[int, int, Callable[[str], Kernel]]:
     query = request.query
     batch, heads, queries = query.shape[:3]
     workers = _threads(request)
-    tasks = batch * heads * -(-queries // target.tile(_NAMES[query.dtype]).queries)
+    tasks = batch * heads * -(-queries // target.tile(NAMES[query.dtype]).queries)
     return tasks, workers, panel_kernel if request.normaliser in _PANEL else forward_kernel
 
 
 def _few_rows(request: Request) -> bool:
     """Is each row by itself faster than a tile?"""
     if request.normaliser != SOFTMAX or request.reproducible or request.components:
+        return False
+    if request.recomputes or request.entropy:  # which a row by itself does not leave
         return False
     _, heads, queries, _ = request.query.shape
     shared = heads // request.key.shape[1] * queries
@@ -278,7 +65,7 @@ def _splits(request: Request, tasks: int, workers: int) -> bool:
 def forward(request: Request) -> State:
     """Attend."""
     query = request.query
-    dtype = _NAMES[query.dtype]
+    dtype = NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     if _few_rows(request):
         return _decode(request)
@@ -289,11 +76,25 @@ def forward(request: Request) -> State:
     out = np.empty((batch, queries, heads, request.value.shape[3]), dtype).transpose(0, 2, 1, 3)
     first = np.zeros((batch, heads, queries), dtype)
     second = np.zeros((batch, heads, queries), dtype)
-    threads.run(make(dtype).compile(), (*_arguments(request), out, first, second), tasks, workers)
+    left: tuple[Array, ...] = (first, second)
+    entropy = None
+    if make is forward_kernel:
+        room = _entropy_room(request, batch)
+        left = (*left, room)
+        entropy = room if request.entropy and room.size else None
+    threads.run(make(dtype).compile(), (*arguments(request), out, *left), tasks, workers)
     if request.normaliser == TOP_K:
         # Like the soft-max, the weights are taken from the denominator; the threshold is second.
         first, second = second, first
-    return State(out, first, second)
+    return State(out, first, second, entropy)
+
+
+def _entropy_room(request: Request, batch: int) -> Array:
+    """Room for the entropy of (chunks · batch, heads, queries); empty where it is not wanted."""
+    _, heads, queries, _ = request.query.shape
+    if not request.entropy or request.normaliser != SOFTMAX:
+        return EMPTY_ARRAYS[NAMES[request.query.dtype]][4]
+    return np.zeros((batch, heads, queries), request.query.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +113,9 @@ class Plan:
         """Attend with arrays of the dtype and the shapes that this was made for."""
         out = np.empty(self.shape, self.dtype).transpose(0, 2, 1, 3)
         unused = np.empty(self.rows, self.dtype)
-        arguments = (query, key, value, *self.arguments, out, unused, unused)
-        threads.run(self.kernel, arguments, self.tasks, self.workers)
+        none = EMPTY_ARRAYS[self.dtype][4]
+        given = (query, key, value, *self.arguments, out, unused, unused, none)
+        threads.run(self.kernel, given, self.tasks, self.workers)
         return out
 
 
@@ -323,7 +125,7 @@ def plan(request: Request) -> Plan | None:
     For a soft-max whose rules look at no statistics, where the keys are attended to in one go.
     """
     query = request.query
-    dtype = _NAMES[query.dtype]
+    dtype = NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     tasks, workers, kernel = _route(request)
     if kernel is not forward_kernel or request.normaliser != SOFTMAX:
@@ -333,9 +135,9 @@ def plan(request: Request) -> Plan | None:
     if any(rule.row or rule.column for rule, _ in request.all_rules()):
         return None
     shape = (batch, queries, heads, request.value.shape[3])
-    arguments = _arguments(request)[3:]
+    given = arguments(request)[3:]
     rows = (batch, heads, queries)
-    return Plan(forward_kernel(dtype).compile(), arguments, shape, rows, dtype, tasks, workers)
+    return Plan(forward_kernel(dtype).compile(), given, shape, rows, dtype, tasks, workers)
 
 
 def _decode(request: Request) -> State:
@@ -343,7 +145,7 @@ def _decode(request: Request) -> State:
     bias = request.bias
     total = request.mask_keys or request.key.shape[2]
     if request.relative is not None:
-        bias = _by_distance(request.relative[None], request.query.shape[2], total)
+        bias = by_distance(request.relative[None], request.query.shape[2], total)
     scores = decoding.Scores(
         request.scale, (request.rules,), (request.mask,), bias, request.bias_batch,
         sink=request.sink,
@@ -356,7 +158,7 @@ def _decode(request: Request) -> State:
 def _forward_in_chunks(request: Request, tasks: int, workers: int) -> State:
     """Few blocks of queries, many keys: chunks of these apart from each other, then one merge."""
     query = request.query
-    dtype = _NAMES[query.dtype]
+    dtype = NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     keys = request.key.shape[2]
     chunks = 1
@@ -365,53 +167,77 @@ def _forward_in_chunks(request: Request, tasks: int, workers: int) -> State:
     parts = np.empty((chunks * batch, heads, queries, request.value.shape[3]), dtype)
     logs = np.empty((chunks * batch, heads, queries), dtype)
     without_sink = replace(request, sink=None)  # named, as it keeps arrays of rules alive
-    arguments = _arguments(without_sink)
-    arguments[4][12] = chunks
-    results = (parts, logs, np.empty_like(logs))
-    threads.run(forward_kernel(dtype).compile(), (*arguments, *results), tasks * chunks, workers)
+    given = arguments(without_sink)
+    given[4][12] = chunks
+    rests, entropies = np.empty_like(logs), _entropy_room(request, chunks * batch)
+    results = (parts, logs, rests, entropies)
+    threads.run(forward_kernel(dtype).compile(), (*given, *results), tasks * chunks, workers)
     parts = parts.reshape(chunks, batch, *parts.shape[1:])
-    logs = logs.reshape(chunks, batch, heads, queries)
+    logs, rests = (x.reshape(chunks, batch, heads, queries) for x in (logs, rests))
     most = logs.max(axis=0)
     if request.sink is not None:
         most = np.maximum(most, request.sink.astype(dtype)[:, None])
     base = np.where(np.isneginf(most), 0, most)
-    weights = np.exp(logs - base)
+    weights = np.exp(logs - base + rests)
     total = weights.sum(axis=0)
     if request.sink is not None:
         total += np.exp(request.sink.astype(dtype)[:, None] - base)
     # Chunks in which nothing is visible have output 0 and weight 0.
-    out = np.einsum("cbhq,cbhqd->bhqd", weights / np.where(total == 0, 1, total), parts)
+    shares = weights / np.where(total == 0, 1, total)
+    out = np.einsum("cbhq,cbhqd->bhqd", shares, parts)
     with np.errstate(divide="ignore"):
-        log_denominator = base + np.log(total)
+        logarithm = np.log(total)
+    log_denominator = base + logarithm
+    rest = np.where(np.isneginf(logarithm), 0, logarithm) - (
+        np.where(np.isneginf(log_denominator), base, log_denominator) - base
+    )
+    entropy = None
+    if request.entropy:
+        entropies = entropies.reshape(logs.shape)
+        own = np.log(np.where(shares > 0, shares, 1))
+        entropy = (shares * (entropies - own)).sum(axis=0)
     if request.sink is not None:
         log_denominator = np.where(np.isneginf(logs.max(axis=0)), -np.inf, log_denominator)
-    return State(out, log_denominator, np.zeros_like(log_denominator))
+    return State(out, log_denominator, rest, entropy)
 
 
-def gather(request: Request, state: State, wanted: frozenset[str]) -> dict[str, Array]:
-    """Weights and what is summed from them: `weights`, `entropy`, `column_mass`."""
+def gather(
+    request: Request, state: State, wanted: frozenset[str], top: int = TOP
+) -> dict[str, Array]:
+    """Weights and what is taken from them: `weights`, `entropy`, `column_mass`, `top_weights`.
+
+    The last comes with `top_keys`: the `top` largest weights of each row, and their keys.
+    """
+    if "entropy" in wanted and state.entropy is not None:
+        rest = gather(request, state, wanted - {"entropy"}, top)
+        return {**rest, "entropy": state.entropy}
+    if not wanted:
+        return {}
     query = request.query
-    dtype = _NAMES[query.dtype]
+    dtype = NAMES[query.dtype]
     batch, heads, queries = query.shape[:3]
     keys = request.key.shape[2]
     sizes = {
         "weights": (batch, heads, queries, keys),
         "entropy": (batch, heads, queries),
         "column_mass": (batch, heads, keys),
+        "top_weights": (batch, heads, queries, top),
     }
     found = {
         name: np.zeros(size if name in wanted else (0,) * len(size), dtype)
         for name, size in sizes.items()
     }
-    arguments = (*_arguments(request), state.first, state.second, *found.values())
-    threads.run(weights_kernel(dtype).compile(), arguments, batch * heads, _threads(request))
-    return {name: array for name, array in found.items() if name in wanted}
+    top_keys = np.full(found["top_weights"].shape, -1, np.int64)
+    given = (*arguments(request), state.first, state.second, *found.values(), top_keys)
+    threads.run(weights_kernel(dtype).compile(), given, batch * heads, _threads(request))
+    found = {name: array for name, array in found.items() if name in wanted}
+    return {**found, "top_keys": top_keys} if "top_weights" in wanted else found
 
 
 def backward(request: Request, state: State, gradient: Array) -> EngineGradients:
     """Gradients by recomputation, O(n) memory."""
     query, key, value = request.query, request.key, request.value
-    dtype = _NAMES[query.dtype]
+    dtype = NAMES[query.dtype]
     lanes = target.tile(dtype).lanes
     batch, size = query.shape[0], query.shape[3]
     key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
@@ -420,24 +246,25 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     whole = request.reproducible or workers == 1 or units >= 2 * workers
     chunks = 1 if whole else -(-2 * workers // units)
     units *= chunks
-    arguments = _arguments(request, backward=True)
-    rows, columns = arguments[7], arguments[8]
+    given = arguments(request, backward=True)
+    rows, columns = given[7], given[8]
     delta = np.einsum("bhqd,bhqd->bhq", gradient, state.out)
 
-    slices = _slices(request)
-    padded, value_padded = slices[-1][4] + _padded(slices[-1][1], lanes), _padded(value_size, lanes)
+    slices = slices_of(request)
+    key_width = slices[-1][4] + padded(slices[-1][1], lanes)
+    value_width = padded(value_size, lanes)
     d_query = np.zeros((chunks, *query.shape), dtype)
-    d_key = np.zeros((batch, key_heads, keys, padded), dtype)
-    d_value = np.zeros((batch, key_heads, keys, value_padded), dtype)
+    d_key = np.zeros((batch, key_heads, keys, key_width), dtype)
+    d_value = np.zeros((batch, key_heads, keys, value_width), dtype)
     d_rows = np.zeros((chunks, *rows.shape), dtype)
     d_columns = np.zeros(columns.shape, dtype)
-    d_parameters = np.zeros((units, *arguments[6].shape), dtype)
+    d_parameters = np.zeros((units, *given[6].shape), dtype)
     d_bias = np.zeros((0,) * 5, dtype)
     d_bias_base: Array | None = None
     if request.relative is not None:
         table = request.relative
         d_bias_base = np.zeros((_slots(table.nbytes, units), *table.shape), dtype)
-        d_bias = _by_distance(d_bias_base, int(arguments[4][2]), int(arguments[4][3]))[:, None]
+        d_bias = by_distance(d_bias_base, int(given[4][2]), int(given[4][3]))[:, None]
     elif request.bias is not None:
         d_bias, d_bias_base = _bias_slots(request.bias, units)
     if d_bias_base is not None and len(d_bias_base) == 1:
@@ -451,7 +278,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     threads.run(
         backward_kernel(dtype).compile(),
         (
-            *arguments, state.first, state.second, gradient, np.ascontiguousarray(delta, dtype),
+            *given, state.first, state.second, gradient, np.ascontiguousarray(delta, dtype),
             d_query, d_key, d_value, d_bias, d_rows, d_columns, d_parameters,
         ),
         units,
@@ -470,7 +297,7 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
             ("column", rules.column_statistics, key, d_columns, key_gradient),
         ):
             for statistic, own, found in zip(
-                statistics, _seen_by(request, name), gradients, strict=True
+                statistics, seen_by(request, name), gradients, strict=True
             ):
                 total[..., own] += _pulled_back(statistic, vectors[..., own], found)
     sink_gradient = None
@@ -501,16 +328,6 @@ def _slots(size: int, units: int) -> int:
     return units if size * units <= _BIAS_SLOTS else 1
 
 
-def _by_distance(tables: Array, queries: int, keys: int) -> Array:
-    """(…, heads, distances) seen as (…, heads, queries, keys), not copied; may be written to."""
-    step = tables.strides[-1]
-    return np.lib.stride_tricks.as_strided(
-        tables[..., queries - 1 :],
-        (*tables.shape[:-1], queries, keys),
-        (*tables.strides[:-1], -step, step),
-    )
-
-
 def _bias_slots(bias: Array, units: int) -> tuple[Array, Array]:
     """Sums of the bias gradient, and a view of them that adds up along broadcast axes."""
     sizes = tuple(
@@ -523,3 +340,18 @@ def _bias_slots(bias: Array, units: int) -> tuple[Array, Array]:
     )
     shape = (len(base), *bias.shape)
     return np.lib.stride_tricks.as_strided(base, shape, (base.strides[0], *strides)), base
+
+
+__all__ = [
+    "NORMALISERS",
+    "Component",
+    "EngineGradients",
+    "Plan",
+    "Request",
+    "State",
+    "arguments",
+    "backward",
+    "forward",
+    "gather",
+    "plan",
+]

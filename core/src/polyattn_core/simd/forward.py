@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 
+import numba
 import numpy as np
 from numba.core import types
 
 from . import target
 from .jit import Kernel, embed
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
-from .mathematics import exp, expm1
+from .mathematics import IN_ORDER, exp, expm1
 from .scores import (
     COMPONENT_COUNT,
     ELEMENTWISE,
@@ -27,20 +28,29 @@ from .transpose import transpose_operations
 from .vector import hold, raw
 
 
+@numba.njit(**IN_ORDER)
+def lost(large, small, total):  # type: ignore[no-untyped-def]
+    """What rounding took from the sum of two numbers, the larger one first."""
+    return small - (total - large)
+
+
 @functools.cache
 def forward_kernel(dtype: str) -> Kernel:
-    """The kernel ``(problem…, out, log_denominator, shift, counter)`` of a dtype.
+    """The kernel ``(problem…, out, log_denominator, shift, entropy, counter)`` of a dtype.
 
     `out` (chunks · batch, heads, queries, value size) receives the output over each chunk of the
     keys, `log_denominator` and `shift` (chunks · batch, heads, queries) what :mod:`backward` and
-    :mod:`weights` need to recompute weights: the logarithm of the soft-max denominator; or the
-    denominator of soft-pick and the shift of its exponents.
+    :mod:`weights` need to recompute weights: the logarithm of the soft-max denominator, and what
+    rounding took from it; or the denominator of soft-pick and the shift of its exponents.
+    `entropy`, of the same shape, receives that of soft-max weights where it is not empty.
     """
     tile = target.tile(dtype)
     wide, lanes = tile.queries, tile.lanes
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
+    log_two = number(np.log(2))
     softmax_step = tile_operations(dtype).softmax_step
+    entropy_step = tile_operations(dtype).entropy_step
     scores_of = score_operations(dtype)
     pack_query, pack_rows = scores_of.pack_query, scores_of.pack_rows
     score_tile = scores_of.score_tile
@@ -78,7 +88,7 @@ def forward_kernel(dtype: str) -> Kernel:
 
     def forward(
         query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
-        steps, integers, octets, sink, out, log_denominator, shift, counter,
+        steps, integers, octets, sink, out, log_denominator, shift, entropy, counter,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
         p = Problem(
             query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
@@ -96,7 +106,7 @@ def forward_kernel(dtype: str) -> Kernel:
         normaliser = plan[0]
 
         parts = deep + 1 if plan[COMPONENT_COUNT] > 1 or plan[0] == SOFTPICK else 0
-        length = (size + deep + parts + value_size + 4 + rows.shape[0]) * wide
+        length = (size + deep + parts + value_size + 5 + rows.shape[0]) * wide
         length += deep * value_size
         memory = np.empty(length + 64, number)
         scratch, packed = raw(memory), aligned_start(memory)
@@ -104,7 +114,7 @@ def forward_kernel(dtype: str) -> Kernel:
         part = scores + deep * wide
         output = part + parts * wide
         statistics = output + value_size * wide
-        rowed = statistics + 4 * wide
+        rowed = statistics + 5 * wide
         safe = rowed + rows.shape[0] * wide
         octet_memory = np.empty(depth * deep * wide, np.uint8)
         seen = raw(octet_memory)
@@ -135,6 +145,7 @@ def forward_kernel(dtype: str) -> Kernel:
                 scratch[statistics + wide + j] = zero
                 scratch[statistics + 2 * wide + j] = one
                 scratch[statistics + 3 * wide + j] = lowest
+                scratch[statistics + 4 * wide + j] = zero
             start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
             start, stop = max(start, chunk * span), min(stop, (chunk + 1) * span)
             for k0 in range(start, stop, deep):
@@ -149,6 +160,8 @@ def forward_kernel(dtype: str) -> Kernel:
                     weigh(p, found, b, h, q0, k0, nk, scratch, scores, rowed, -1, seen, meta)
                 elif normaliser == SOFTPICK:
                     softpick_step(scratch, scores, part, statistics, nk, active, found, seen)
+                elif entropy.size > 0:
+                    entropy_step(scratch, scores, statistics, nk, active)
                 else:
                     softmax_step(scratch, scores, statistics, nk, active)
                 if plan[5] >= 0:
@@ -168,6 +181,7 @@ def forward_kernel(dtype: str) -> Kernel:
                     log_denominator[to, h, q0 + j] = denominator
                     shift[to, h, q0 + j] = most
                 elif normaliser != ELEMENTWISE:
+                    logarithm, rest = zero, zero
                     if total_weight != total_weight:
                         # NaN, which no maximum sees: a row of nothing else looks empty.
                         factor = total_weight
@@ -183,11 +197,20 @@ def forward_kernel(dtype: str) -> Kernel:
                         if extra < number(1e30):
                             denominator += extra
                             factor = one / denominator
-                            log_denominator[to, h, q0 + j] = most + np.log(denominator)
+                            logarithm = np.log(denominator)
+                            whole = most + logarithm
+                            rest = lost(most, logarithm, whole)
+                            log_denominator[to, h, q0 + j] = whole
                         else:
                             # The sink outweighs all scores by more than the range of numbers.
                             factor = np.exp(most - sink[h])
+                            logarithm = sink[h] - most
                             log_denominator[to, h, q0 + j] = sink[h]
+                    shift[to, h, q0 + j] = rest
+                    if entropy.size > 0:
+                        # −Σ w ln w of w = factor · eˢ⁻ᵐ, whose logarithm is s − m − logarithm.
+                        below = log_two * scratch[statistics + 4 * wide + j]
+                        entropy[to, h, q0 + j] = factor * (total_weight * logarithm - below)
                 scratch[statistics + 2 * wide + j] = factor
                 if factor == zero:
                     # What lies there may not be finite: 0 times it would not be 0.
@@ -200,6 +223,7 @@ def forward_kernel(dtype: str) -> Kernel:
     signature = types.void(
         *problem_types(dtype),
         types.Array(number_type, 4, "A"),
+        types.Array(number_type, 3, "C"),
         types.Array(number_type, 3, "C"),
         types.Array(number_type, 3, "C"),
         counter_type(),

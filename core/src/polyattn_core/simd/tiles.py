@@ -6,7 +6,7 @@ Lanes are queries: scores are held as Sᵀ[key, query] and outputs as Oᵀ[d, qu
 
 K and V are only ever broadcast as scalars and need neither packing nor transposition, and the
 statistics of a row are one vector lane: there are no horizontal reductions. A tile's statistics
-are four rows of `queries` numbers in scratch memory:
+are five rows of `queries` numbers in scratch memory:
 
 ====  =======================================================
 row   content
@@ -15,6 +15,7 @@ row   content
 1     running denominator
 2     factor by which the output so far has to be rescaled
 3     maximum of this tile; −inf between tiles
+4     running Σ eˢ⁻ᵐ (s − m) log₂e of the scores s and their maximum m, where the entropy is wanted
 ====  =======================================================
 """
 
@@ -261,6 +262,7 @@ def _lane_product(tile: target.Tile) -> Any:
 
 
 _LOG2_E = float(np.log2(np.e))
+_NO_WEIGHT = -1e4  # two to this power is 0 in every dtype, and 0 times it is 0
 _UNROLL = 4  # keys at a time in passes over a tile, so that latencies overlap
 
 
@@ -271,8 +273,10 @@ def _each_column(tile: target.Tile, builder: Any, active: Any, body: Callable[[A
         loop.close([])
 
 
-def _softmax_step(tile: target.Tile) -> Any:
+def _softmax_step(tile: target.Tile, *, entropy: bool) -> Any:
     """One step of the running soft-max: scores become weights relative to the new maximum.
+
+    With `entropy`, what that of a row needs besides the denominator is summed too.
 
     Exponentials are powers of two, of scores times log₂e. A row in which nothing has been visible
     so far has maximum −inf; it is measured from 0 instead, and all its weights are 0.
@@ -290,14 +294,14 @@ def _softmax_step(tile: target.Tile) -> Any:
             scratch_, scores_, statistics_, keys_, active_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
             lowest, zero = vectors.constant(float("-inf")), vectors.constant(0.0)
-            sharp = vectors.constant(_LOG2_E)
+            sharp, least = vectors.constant(_LOG2_E), vectors.constant(_NO_WEIGHT)
             more = builder.add(keys_, index(_UNROLL - 1))
             padded = builder.sub(more, builder.srem(more, index(_UNROLL)))
 
             def column(offset: Any) -> None:
                 places = [
                     builder.add(builder.add(statistics_, offset), index(row * wide))
-                    for row in range(4)
+                    for row in range(5)
                 ]
                 old = vectors.load(builder, s, places[0], ALIGN)
                 new = vectors.maximum(builder, vectors.load(builder, s, places[3], ALIGN), old)
@@ -314,8 +318,8 @@ def _softmax_step(tile: target.Tile) -> Any:
                 with Loop(builder, padded, [], 1, keys_) as loop:
                     vectors.store(builder, lowest, start, builder.mul(loop.i, index(wide)), ALIGN)
                     loop.close([])
-                with Loop(builder, padded, [zero], _UNROLL) as loop:
-                    (total,) = loop.carried
+                with Loop(builder, padded, [zero] * (1 + entropy), _UNROLL) as loop:
+                    total, *spread = loop.carried
                     for m in range(_UNROLL):
                         at = builder.mul(builder.add(loop.i, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
@@ -323,9 +327,18 @@ def _softmax_step(tile: target.Tile) -> Any:
                         weight = vectors.exp2(builder, below)
                         vectors.store(builder, weight, start, at, ALIGN)
                         total = builder.fadd(total, weight)
-                    loop.close([total])
-                (total,) = loop.carried
+                        if entropy:
+                            below = vectors.maximum(builder, below, least)
+                            spread = [vectors.multiply_add(builder, weight, below, spread[0])]
+                    loop.close([total, *spread])
+                total, *spread = loop.carried
                 before = vectors.load(builder, s, places[1], ALIGN)
+                if entropy:
+                    down = vectors.maximum(builder, down, least)
+                    earlier = vectors.load(builder, s, places[4], ALIGN)
+                    earlier = vectors.multiply_add(builder, before, down, earlier)
+                    spread = [vectors.multiply_add(builder, earlier, rescale, spread[0])]
+                    vectors.store(builder, spread[0], s, places[4], ALIGN)
                 total = vectors.multiply_add(builder, before, rescale, total)
                 vectors.store(builder, total, s, places[1], ALIGN)
 
@@ -338,26 +351,32 @@ def _softmax_step(tile: target.Tile) -> Any:
 
 
 def _exp_shifted(tile: target.Tile) -> Any:
-    """exp(score − shift) in place, one shift a query: recomputed weights."""
+    """exp(score − shift − rest) in place, of one of each a query: recomputed weights.
+
+    `rest` is what rounding took from the shift: of a log-sum-exp of thousands, whole digits.
+    """
     vectors = Vectors(tile.dtype, tile.lanes)
     wide = tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def exp_shifted(typing, scratch, scores, shifts, keys, active):  # type: ignore[no-untyped-def]
+    def exp_shifted(typing, scratch, scores, shifts, rests, keys, active):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, scores_, shifts_, keys_, active_ = args
+            scratch_, scores_, shifts_, rests_, keys_, active_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
             sharp = vectors.constant(_LOG2_E)
 
             def column(offset: Any) -> None:
                 shift = vectors.load(builder, s, builder.add(shifts_, offset), ALIGN)
+                rest = vectors.load(builder, s, builder.add(rests_, offset), ALIGN)
+                rest = builder.fneg(builder.fmul(rest, sharp))
                 start = builder.gep(s, [builder.add(scores_, offset)])
 
                 def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
                     for m in range(rows):
                         at = builder.mul(builder.add(first, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
-                        below = builder.fmul(builder.fsub(score, shift), sharp)
+                        above = builder.fsub(score, shift)
+                        below = vectors.multiply_add(builder, above, sharp, rest)
                         vectors.store(builder, vectors.exp2(builder, below), start, at, ALIGN)
                     return nothing
 
@@ -366,13 +385,13 @@ def _exp_shifted(tile: target.Tile) -> Any:
             _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
 
-        return types.void(scratch, _INT, _INT, _INT, _INT), emit
+        return types.void(scratch, _INT, _INT, _INT, _INT, _INT), emit
 
     return exp_shifted
 
 
 def _gradient_step(tile: target.Tile) -> Any:
-    """Scores become weights P = exp(S − shift), and dP becomes dS = P ∘ (dP − δ).
+    """Scores become weights P = exp(S − shift − rest), and dP becomes dS = P ∘ (dP − δ).
 
     Where a weight is 0 its gradient is too, whatever the value behind it is.
     """
@@ -380,14 +399,18 @@ def _gradient_step(tile: target.Tile) -> Any:
     wide = tile.queries
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def gradient_step(typing, scratch, scores, incoming, shifts, deltas, keys, active):  # type: ignore[no-untyped-def]
+    def gradient_step(  # type: ignore[no-untyped-def]
+        typing, scratch, scores, incoming, shifts, rests, deltas, keys, active
+    ):
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, scores_, incoming_, shifts_, deltas_, keys_, active_ = args
+            scratch_, scores_, incoming_, shifts_, rests_, deltas_, keys_, active_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
             sharp, zero = vectors.constant(_LOG2_E), vectors.constant(0.0)
 
             def column(offset: Any) -> None:
                 shift = vectors.load(builder, s, builder.add(shifts_, offset), ALIGN)
+                rest = vectors.load(builder, s, builder.add(rests_, offset), ALIGN)
+                rest = builder.fneg(builder.fmul(rest, sharp))
                 delta = vectors.load(builder, s, builder.add(deltas_, offset), ALIGN)
                 start = builder.gep(s, [builder.add(scores_, offset)])
                 upstream = builder.gep(s, [builder.add(incoming_, offset)])
@@ -396,7 +419,8 @@ def _gradient_step(tile: target.Tile) -> Any:
                     for m in range(rows):
                         at = builder.mul(builder.add(first, index(m)), index(wide))
                         score = vectors.load(builder, start, at, ALIGN)
-                        below = builder.fmul(builder.fsub(score, shift), sharp)
+                        above = builder.fsub(score, shift)
+                        below = vectors.multiply_add(builder, above, sharp, rest)
                         weight = vectors.exp2(builder, below)
                         vectors.store(builder, weight, start, at, ALIGN)
                         change = vectors.load(builder, upstream, at, ALIGN)
@@ -411,7 +435,7 @@ def _gradient_step(tile: target.Tile) -> Any:
             _each_column(tile, builder, active_, column)
             return context.get_dummy_value()
 
-        return types.void(scratch, _INT, _INT, _INT, _INT, _INT, _INT), emit
+        return types.void(scratch, _INT, _INT, _INT, _INT, _INT, _INT, _INT), emit
 
     return gradient_step
 
@@ -452,7 +476,8 @@ def tile_operations(dtype: str) -> SimpleNamespace:
         score_product=_score_product(tile),
         value_product=_value_product(tile),
         lane_product=_lane_product(tile),
-        softmax_step=_softmax_step(tile),
+        softmax_step=_softmax_step(tile, entropy=False),
+        entropy_step=_softmax_step(tile, entropy=True),
         exp_shifted=_exp_shifted(tile),
         gradient_step=_gradient_step(tile),
         tile_maximum=_tile_maximum(tile),

@@ -9,13 +9,14 @@ import numpy as np
 from numba.core import types
 
 from . import target
-from .jit import Kernel, embed
+from .jit import Kernel, embed, inline
 from .masking import EMPTY, PARTIAL, PLACE_SIZE
 from .mathematics import exp, expm1
 from .scores import (
     COMPONENT_COUNT,
     ELEMENTWISE,
     ENTMAX15,
+    SOFTMAX,
     SOFTPICK,
     SPARSEMAX,
     TOP_K,
@@ -42,8 +43,10 @@ def weight_operations(dtype: str) -> SimpleNamespace:
     weigh = score_operations(dtype).weigh
 
     @embed
-    def pack_state(first, second, b, h, q0, nq, scratch, to):  # type: ignore[no-untyped-def]
+    def pack_state(normaliser, first, second, b, h, q0, nq, scratch, to):  # type: ignore[no-untyped-def]
         """What the forward kernel left for each query: two rows; neutral in empty rows.
+
+        The third is what a soft-max has to take from its exponents besides the first.
 
         Lanes without a query have +inf, from which every soft-max makes weights 0: their scores
         are what biases and rules say, and a weight that overflowed would be NaN times 0.
@@ -54,6 +57,7 @@ def weight_operations(dtype: str) -> SimpleNamespace:
                 x, y = first[b, h, q0 + j], second[b, h, q0 + j]
             scratch[to + j] = zero if x == lowest else x
             scratch[to + wide + j] = y
+            scratch[to + 2 * wide + j] = y if normaliser == SOFTMAX and j < nq else zero
 
     @embed
     def recompute(
@@ -99,32 +103,68 @@ def weight_operations(dtype: str) -> SimpleNamespace:
                 for j in range(wide):
                     kept = not scratch[at + j] < scratch[second + j]
                     scratch[at + j] = scratch[at + j] if kept else lowest
-        exp_shifted(scratch, scores, first, nk, (nq + lanes - 1) // lanes)
+        exp_shifted(scratch, scores, first, state + 2 * wide, nk, (nq + lanes - 1) // lanes)
 
     return SimpleNamespace(pack_state=pack_state, recompute=recompute)
 
 
 @functools.cache
 def weights_kernel(dtype: str) -> Kernel:
-    """The kernel ``(problem…, first, second, weights, entropy, column_mass, counter)`` of a dtype.
+    """The kernel that recomputes weights, of a dtype.
 
-    `first` and `second` (batch, heads, queries) are what the forward kernel left. `weights`
-    (batch, heads, queries, keys), `entropy` (batch, heads, queries) and `column_mass`
-    (batch, heads, keys) are filled where they are not empty; pass them filled with zeros.
+    Its arguments after the problem: `first`, `second`, `weights`, `entropy`, `column_mass`,
+    `top_weights`, `top_keys` and the counter. The first two (batch, heads, queries) are what the
+    forward kernel left. `weights` (batch, heads, queries, keys), `entropy` (batch, heads, queries),
+    `column_mass` (batch, heads, keys) and `top_weights` (batch, heads, queries, k) are filled where
+    they are not empty; pass them filled with zeros, and `top_keys`, of the same shape, with −1.
     """
     tile = target.tile(dtype)
     wide = tile.queries
     number = np.dtype(dtype).type
-    zero = number(0)
+    zero, infinite = number(0), number(np.inf)
     scores_of, weights_of = score_operations(dtype), weight_operations(dtype)
     pack_query, pack_rows = scores_of.pack_query, scores_of.pack_rows
     score_tile = scores_of.score_tile
     visible_keys = scores_of.visible_keys
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
 
+    @inline
+    def exceeds(weight, other):  # type: ignore[no-untyped-def]
+        """Is a weight larger? NaN is the largest of all, so that it is seen."""
+        return weight > other or (weight != weight and other == other)
+
+    @embed
+    def keep_largest(  # type: ignore[no-untyped-def]
+        b, h, q0, nq, first_key, nk, scratch, weights, least, top_weights, top_keys
+    ):
+        """Sort weights of a tile into the lists of the largest; of equal ones the first key first.
+
+        The row `least` holds the last of each list: few weights are above it.
+        """
+        count = top_weights.shape[3]
+        for i in range(nk):
+            at = weights + i * wide
+            above = 0
+            for j in range(wide):
+                above += 0 if scratch[at + j] <= scratch[least + j] else 1
+            if above == 0:
+                continue
+            for j in range(nq):
+                weight = scratch[at + j]
+                row, keys = top_weights[b, h, q0 + j], top_keys[b, h, q0 + j]
+                if not exceeds(weight, row[count - 1]):
+                    continue
+                place = count - 1
+                while place > 0 and exceeds(weight, row[place - 1]):
+                    row[place], keys[place] = row[place - 1], keys[place - 1]
+                    place -= 1
+                row[place], keys[place] = weight, first_key + i
+                scratch[least + j] = row[count - 1]
+
     def gather(
         query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
-        steps, integers, octets, sink, first, second, weights, entropy, column_mass, counter,
+        steps, integers, octets, sink, first, second, weights, entropy, column_mass,
+        top_weights, top_keys, counter,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
         p = Problem(
             query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
@@ -133,13 +173,13 @@ def weights_kernel(dtype: str) -> Kernel:
         batches, heads, queries, size = query.shape
         deep = plan[11]
         parts = deep if plan[COMPONENT_COUNT] > 1 else 0
-        length = (size + deep + parts + 3 + rows.shape[0]) * wide
+        length = (size + deep + parts + 5 + rows.shape[0]) * wide
         memory = np.empty(length + 64, number)
         scratch, packed = raw(memory), aligned_start(memory)
         scores = packed + size * wide
         part = scores + deep * wide
         state = part + parts * wide
-        dummy = state + 2 * wide
+        least, dummy = state + 3 * wide, state + 4 * wide
         rowed = dummy + wide
         octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
         seen = raw(octet_memory)
@@ -156,7 +196,9 @@ def weights_kernel(dtype: str) -> Kernel:
                 nq = min(wide, queries - q0)
                 pack_query(p, b, h, q0, nq, scratch, packed)
                 pack_rows(rows, b, h, q0, nq, scratch, rowed)
-                pack_state(first, second, b, h, q0, nq, scratch, state)
+                pack_state(plan[0], first, second, b, h, q0, nq, scratch, state)
+                for j in range(wide):
+                    scratch[least + j] = zero if j < nq else infinite
                 start, stop = visible_keys(p, b, h, q0, nq, place, stack, seen)
                 for k0 in range(start, stop, deep):
                     nk = min(deep, stop - k0)
@@ -170,17 +212,30 @@ def weights_kernel(dtype: str) -> Kernel:
                         p, found, b, h, q0, nq, k0, nk, scratch, scores, state, rowed, -1, seen,
                         meta,
                     )  # fmt: skip
-                    for i in range(nk):
+                    if found == PARTIAL:
+                        for x in range(nk * wide):
+                            if seen[x] == 0:
+                                scratch[scores + x] = zero
+                    if weights.size > 0:
                         for j in range(nq):
-                            if found == PARTIAL and seen[i * wide + j] == 0:
-                                continue
-                            weight = scratch[scores + i * wide + j]
-                            if weights.size > 0:
-                                weights[b, h, q0 + j, k0 + i] = weight
-                            if column_mass.size > 0:
-                                column_mass[b, h, k0 + i] += weight
-                            if entropy.size > 0 and weight > zero:
-                                entropy[b, h, q0 + j] -= weight * np.log(weight)
+                            for i in range(nk):
+                                weights[b, h, q0 + j, k0 + i] = scratch[scores + i * wide + j]
+                    if column_mass.size > 0:
+                        for i in range(nk):
+                            for j in range(nq):
+                                column_mass[b, h, k0 + i] += scratch[scores + i * wide + j]
+                    if entropy.size > 0:
+                        for i in range(nk):
+                            for j in range(nq):
+                                weight = scratch[scores + i * wide + j]
+                                if weight > zero:
+                                    entropy[b, h, q0 + j] -= weight * np.log(weight)
+                    if top_weights.size > 0:
+                        first_key = plan[1] + k0
+                        keep_largest(
+                            b, h, q0, nq, first_key, nk, scratch, scores, least, top_weights,
+                            top_keys,
+                        )  # fmt: skip
         hold(memory, octet_memory, integer_memory)
 
     number_type = types.float32 if dtype == "float32" else types.float64
@@ -192,6 +247,8 @@ def weights_kernel(dtype: str) -> Kernel:
         types.Array(number_type, 4, "C"),
         types.Array(number_type, 3, "C"),
         types.Array(number_type, 3, "C"),
+        types.Array(number_type, 4, "C"),
+        types.Array(types.int64, 4, "C"),
         counter_type(),
     )
     return Kernel(gather, signature, f"{dtype} {tile}")

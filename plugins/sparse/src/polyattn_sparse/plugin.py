@@ -20,7 +20,7 @@ from . import __version__
 
 FAMILY = "sparse"
 _MODULE = "polyattn_sparse"
-_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass")
+_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 
 
 def _softmax(time: str = "O(n² d)", memory: str = "O(n d)", *, positional: bool) -> Capabilities:

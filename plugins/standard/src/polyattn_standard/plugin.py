@@ -16,8 +16,8 @@ from . import __version__
 
 FAMILY = "standard"
 _MODULE = "polyattn_standard"
-_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass")
-_OTHER = ("weights", "entropy", "column_mass")
+_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
+_OTHER = ("weights", "entropy", "column_mass", "top_weights")
 
 
 def _spec(

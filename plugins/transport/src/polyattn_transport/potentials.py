@@ -16,7 +16,6 @@ potentials absorb: F = f + r and G = g + c are what is kept here.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ import numpy as np
 from polyattn_core.arrays import Array
 from polyattn_core.masks import Dense, Mask, MaskShape, Primitive
 from polyattn_core.mechanism import Call
+from polyattn_core.streaming import bias_view
 
 if TYPE_CHECKING:
     from polyattn_core.simd.engine import EngineGradients, Request, State
@@ -83,7 +83,7 @@ class Transport:
         self._threads = threads
         self._sizes = queries, keys
         self._masks = _encoded(call.mask, call.shape)
-        self._bias = None if call.bias is None else _bias_view(call)
+        self._bias = None if call.bias is None else bias_view(call)
         self.steps: list[_Step] = []
         self.final = self._column
         """G after the last iteration."""
@@ -296,15 +296,3 @@ def _transposed(step: Primitive, shape: MaskShape) -> Primitive:
     if kind in ("keys", "queries"):
         return Primitive("queries" if kind == "keys" else "keys", (), table)
     return Primitive(kind, numbers[::-1], np.ascontiguousarray(table.swapaxes(-1, -2)))
-
-
-def _bias_view(call: Call) -> tuple[Array, Array]:
-    """The bias as (bias batches, heads, queries, keys), and which of them each element has."""
-    bias, shape = call.bias, call.shape
-    assert bias is not None
-    bias = bias.reshape((1,) * max(0, 3 - bias.ndim) + bias.shape)
-    own = bias.shape[:-3]
-    flat = bias.reshape((math.prod(own), *bias.shape[-3:]))
-    batches = np.broadcast_to(np.arange(len(flat)).reshape(own), shape.lead).reshape(-1)
-    full = (len(flat), shape.heads, shape.queries, shape.keys)
-    return np.broadcast_to(flat, full), np.ascontiguousarray(batches, np.int64)

@@ -13,7 +13,7 @@ from polyattn_core.mechanism import Call, Gradients, Mechanism
 from polyattn_core.partial import PartialState
 from polyattn_core.spec import Capabilities, MechanismSpec, SideInput
 
-STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
+STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 
 
 class PlainConfig(AttentionConfig):
@@ -160,7 +160,13 @@ class Plain(Mechanism):
             "column_mass": weights.sum(axis=-2),
         }
         output = self._sum(weights, self._repeated(call.value, call))
-        return output, {name: array for name, array in found.items() if name in wanted}
+        found = {name: array for name, array in found.items() if name in wanted}
+        if "top_weights" in wanted:
+            padded = np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, call.top)))
+            keys = np.argsort(-padded, axis=-1, kind="stable")[..., : call.top]
+            found["top_weights"] = np.take_along_axis(padded, keys, axis=-1)
+            found["top_keys"] = np.where(found["top_weights"] > 0, keys, -1)
+        return output, found
 
     def _partial(self, call):
         weights, total = self._weights(call)

@@ -288,6 +288,13 @@ class HalvedWeights(_Observes):
         return output, found
 
 
+class TopKeysOfTheOrder(_Observes):
+    def _change(self, call, output, found):
+        if "top_keys" in found:
+            found["top_keys"] = np.sort(found["top_keys"], axis=-1)
+        return output, found
+
+
 class EntropyInBits(_Observes):
     def _change(self, call, output, found):
         if "entropy" in found:

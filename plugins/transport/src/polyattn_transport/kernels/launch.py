@@ -27,7 +27,7 @@ def filtered(request: engine.Request, candidates: int) -> Array:
     index = np.empty((batch, heads, queries, min(candidates, keys)), np.int32)
     kernel = candidates_kernel(str(request.query.dtype)).compile()
     workers = _threads(batch * heads * queries * keys, request.threads)
-    threads.run(kernel, (*engine._arguments(request), index), batch * heads * queries, workers)
+    threads.run(kernel, (*engine.arguments(request), index), batch * heads * queries, workers)
     return index
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from polyattn_core.config import build_config
 from polyattn_core.errors import ConfigError
-from polyattn_core.spec import MechanismSpec, resolve
+from polyattn_core.spec import STATISTICS, MechanismSpec, resolve
 from polyattn_registry.entry_points import candidates
 
 from ..comparison import NotApplicable, assert_refused, require
@@ -84,9 +84,8 @@ def check_spec_is_complete(subject: Subject) -> None:
     for what, cost in (("time", spec.capabilities.time), ("memory", spec.capabilities.memory)):
         require(cost.startswith("O("), f"capabilities.{what}: {cost!r} is not of the form O(…)")
     require(subject.dtypes, "capabilities.dtypes is empty")
-    known = {"weights", "log_sum_exp", "entropy", "column_mass"}
-    unknown = set(spec.capabilities.statistics) - known
-    require(not unknown, f"capabilities.statistics: {unknown} are not among {known}")
+    unknown = set(spec.capabilities.statistics) - set(STATISTICS)
+    require(not unknown, f"capabilities.statistics: {unknown} are not among {STATISTICS}")
     require(callable(resolve(spec.reference)), f"the reference {spec.reference} is no function")
     if spec.sharpness:
         fields = resolve(spec.config).model_fields

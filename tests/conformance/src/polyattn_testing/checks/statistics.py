@@ -10,6 +10,7 @@ import numpy as np
 
 from polyattn_core.errors import ArgumentError, CapabilityError
 from polyattn_core.masks import Dense, Mask
+from polyattn_core.spec import STATISTICS
 
 from ..comparison import assert_close, assert_refused, require
 from ..mask_examples import masks_of
@@ -17,7 +18,6 @@ from ..sizes import leading
 from ..subject import Array, Example, Subject
 from . import Check
 
-ALL = ("weights", "log_sum_exp", "entropy", "column_mass")
 SUMS = ("entropy", "column_mass")
 SIZES = (
     leading(2, queries=6, keys=7, heads=4, key_heads=2),
@@ -28,7 +28,7 @@ SIZES = (
 def checks(subject: Subject) -> Iterator[Check]:
     """Those for the declared statistics; that the others are refused."""
     declared = subject.capabilities.statistics
-    if set(declared) != set(ALL):
+    if set(declared) != set(STATISTICS):
         yield check_undeclared_statistics_are_refused
     yield check_unknown_statistics
     if declared:
@@ -40,6 +40,8 @@ def checks(subject: Subject) -> Iterator[Check]:
             yield check_weights_are_those_of_the_reference
         if set(SUMS) & set(declared):
             yield check_statistics_agree_with_weights
+        if "top_weights" in declared:
+            yield check_top_weights_are_the_largest
         if "log_sum_exp" in declared and "dense" in subject.capabilities.masks:
             yield check_log_sum_exp
     if "log_sum_exp" in declared and subject.capabilities.bias:
@@ -57,7 +59,7 @@ def _examples(subject: Subject) -> Iterator[tuple[Example, Mask | None]]:
 def check_undeclared_statistics_are_refused(subject: Subject) -> None:
     """A statistic that is not declared is an error."""
     example = subject.example()
-    for name in ALL:
+    for name in STATISTICS:
         if name not in subject.capabilities.statistics:
             assert_refused(
                 partial(example.observe, name),
@@ -84,7 +86,7 @@ def check_statistics_leave_the_output_alone(subject: Subject) -> None:
             seen = example.observe(*asked, mask=mask)
             what = f"output observed with {asked} under {mask!r}"
             assert_close(seen.output, expected, example.tolerance, what)
-            for name in ALL:
+            for name in STATISTICS:
                 given = getattr(seen, name) is not None
                 require(given == (name in asked), f"{name} when {asked} is asked for: {given}")
 
@@ -100,6 +102,7 @@ def check_statistics_have_their_shapes(subject: Subject) -> None:
             "log_sum_exp": (*lead, sizes.heads, sizes.queries),
             "entropy": (*lead, sizes.heads, sizes.queries),
             "column_mass": (*lead, sizes.heads, sizes.keys),
+            "top_weights": (*lead, sizes.heads, sizes.queries, 8),
         }
         seen = example.observe(*declared)
         for name in declared:
@@ -150,6 +153,28 @@ def check_statistics_agree_with_weights(subject: Subject) -> None:
         for name in declared:
             what = f"{name} under {mask!r} for {example.sizes}"
             assert_close(getattr(seen, name), expected[name], 10 * example.tolerance, what)
+
+
+def check_top_weights_are_the_largest(subject: Subject) -> None:
+    """Top weights are the largest of `weights`, of the keys they say, and no others."""
+    for example, mask in _examples(subject):
+        for top in (1, 3, example.sizes.keys + 2):
+            seen = example.observe("weights", "top_weights", mask=mask, top=top)
+            assert seen.weights is not None
+            assert seen.top_weights is not None
+            assert seen.top_keys is not None
+            what = f"the top {top} weights under {mask!r} for {example.sizes}"
+            largest = np.zeros(seen.top_weights.shape)
+            ordered = np.maximum(-np.sort(-seen.weights, axis=-1), 0)[..., :top]
+            largest[..., : ordered.shape[-1]] = ordered
+            assert_close(seen.top_weights, largest, example.tolerance, what)
+            listed = seen.top_keys >= 0
+            require((listed == (seen.top_weights > 0)).all(), f"{what}: keys without a weight")
+            chosen = np.take_along_axis(seen.weights, np.maximum(seen.top_keys, 0), axis=-1)
+            chosen = np.where(listed, chosen, 0)
+            assert_close(seen.top_weights, chosen, example.tolerance, f"{what}, at their keys")
+            keys = np.sort(np.where(listed, seen.top_keys, -1 - np.arange(top)), axis=-1)
+            require((np.diff(keys, axis=-1) > 0).all(), f"{what}: a key is listed twice")
 
 
 def check_log_sum_exp(subject: Subject) -> None:
