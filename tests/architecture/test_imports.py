@@ -78,6 +78,8 @@ def family_rules(package: str) -> tuple[Rule, ...]:
         Rule(
             rf"{package}(\..*)?\.reference(\..*)?",
             ("numpy", "scipy", "polyattn_core.reference", f"{package}*.reference"),
+            # A mixture is defined by the references of its experts.
+            ("polyattn_core.resolver", "polyattn_core.spec"),
         ),
         Rule(
             rf"{package}(\..*)?\.kernels(\..*)?",

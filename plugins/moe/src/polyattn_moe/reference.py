@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polyattn_core import resolver
-from polyattn_core.spec import resolve
-
 Array = npt.NDArray[np.float64]
 Parameters = Mapping[str, Any]
 
@@ -34,6 +31,9 @@ def _expert(
         own = {n: parameters[f"experts.{i}.{n}"] for n in ("query.weight", "output.weight")}
         query, key, value = arrays
         return projected(query, key, value, mask, bias, config=None, parameters=own)
+    from polyattn_core import resolver
+    from polyattn_core.spec import resolve
+
     expert = resolver.current().create(options.pop("name"), **options)
     own = {n: parameters[f"experts.{i}.{n}"] for n in expert.parameters}
     reference = resolve(expert.spec.reference)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import numba
 import numpy as np
 
 from polyattn_core.arrays import Array
@@ -98,16 +96,20 @@ class Additive(PanelMechanism):
         return np.einsum("bhnu,bhnd->hud", gradient, seen), gradient @ weight
 
     def _scores(self, panel: Panel) -> tuple[Array, Any]:
+        from .kernels import additive_kernels
+
         vector = self.parameters.cast("vector", panel.query.dtype)
         shape = (*panel.query.shape[:2], panel.key.shape[1])
         scores = np.empty(shape, panel.query.dtype)
-        _kernels(scores.dtype.name)[0](panel.query, panel.key, vector, scores)
+        additive_kernels(scores.dtype.name)[0](panel.query, panel.key, vector, scores)
         return scores, None
 
     def _scores_pullback(self, panel: Panel, tape: Any, gradient: Array) -> None:
+        from .kernels import additive_kernels
+
         vector = self.parameters.cast("vector", panel.query.dtype)
         d_query = np.zeros(panel.query.shape, panel.query.dtype)
-        _kernels(gradient.dtype.name)[1](
+        additive_kernels(gradient.dtype.name)[1](
             panel.query, panel.key, vector, np.ascontiguousarray(gradient),
             d_query, panel.sums["key"][panel.batch], panel.sums["vector"],
         )  # fmt: skip
@@ -119,54 +121,3 @@ class Additive(PanelMechanism):
 
     def _weights_pullback(self, panel: Panel, tape: Any, gradient: Array) -> Array:
         return _softmax_pullback(tape, gradient)
-
-
-@functools.cache
-def _kernels(dtype: str) -> tuple[Any, Any]:
-    """Scores of a panel and their pullback, compiled for a dtype."""
-    from polyattn_core.simd.jit import Kernel
-    from polyattn_core.simd.mathematics import tanh
-
-    number = getattr(numba.types, dtype)
-    zero, one = np.dtype(dtype).type(0), np.dtype(dtype).type(1)
-
-    def scores(query, key, vector, out):  # type: ignore[no-untyped-def]
-        heads, rows, hidden = query.shape
-        for h in range(heads):
-            for i in range(rows):
-                for j in range(key.shape[1]):
-                    total = zero
-                    for u in range(hidden):
-                        total += vector[h, u] * tanh(query[h, i, u] + key[h, j, u])
-                    out[h, i, j] = total
-
-    def pullback(query, key, vector, gradient, d_query, d_key, d_vector):  # type: ignore[no-untyped-def]
-        heads, rows, hidden = query.shape
-        for h in range(heads):
-            for i in range(rows):
-                for j in range(key.shape[1]):
-                    g = gradient[h, i, j]
-                    if g == zero:  # hidden: what stands there may be anything
-                        continue
-                    for u in range(hidden):
-                        t = tanh(query[h, i, u] + key[h, j, u])
-                        step = g * vector[h, u] * (one - t * t)
-                        d_vector[h, u] += g * t
-                        d_query[h, i, u] += step
-                        d_key[h, j, u] += step
-
-    matrix, read = (
-        numba.types.Array(number, 3, "C"),
-        numba.types.Array(number, 2, "C", readonly=True),
-    )
-    rows = numba.types.Array(number, 3, "A")
-    return (
-        Kernel(scores, numba.void(rows, matrix, read, matrix), dtype),
-        Kernel(
-            pullback,
-            numba.void(
-                rows, matrix, read, matrix, matrix, matrix, numba.types.Array(number, 2, "C")
-            ),
-            dtype,
-        ),
-    )

@@ -65,7 +65,7 @@ class Differential(StreamingMechanism):
         first, second = self._exponentials()
         return first - second + float(self.config.lambda_init)
 
-    def _halves(self, call: Call) -> list[Call]:
+    def _divided(self, call: Call) -> list[Call]:
         size = call.query.shape[-1]
         parts = (slice(None, size // 2), slice(size // 2, None))
         # Each map drops weights of its own.
@@ -76,7 +76,7 @@ class Differential(StreamingMechanism):
         ]
 
     def _forward(self, call: Call) -> Array:
-        first, second = (super(Differential, self)._forward(half) for half in self._halves(call))
+        first, second = (super(Differential, self)._forward(half) for half in self._divided(call))
         return self._normed(self._difference(first, second))[0]
 
     def _difference(self, first: Array, second: Array) -> Array:
@@ -93,14 +93,14 @@ class Differential(StreamingMechanism):
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         (first, one), (second, two) = (
-            super(Differential, self)._observe(half, wanted) for half in self._halves(call)
+            super(Differential, self)._observe(half, wanted) for half in self._divided(call)
         )
         found = {name: self._difference(one[name], two[name]) for name in wanted}
         return self._normed(self._difference(first, second))[0], found
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         (first, pull_first), (second, pull_second) = (
-            super(Differential, self)._vjp(half) for half in self._halves(call)
+            super(Differential, self)._vjp(half) for half in self._divided(call)
         )
         balance = first.dtype.type(self.balance())
         difference = self._difference(first, second)

@@ -19,7 +19,6 @@ import numpy as np
 
 from polyattn_core.arrays import Array, unbroadcast
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
-from polyattn_core.simd import threads
 
 from .rows import VisibleRows
 
@@ -127,6 +126,8 @@ class PanelMechanism(Mechanism):
         batch, heads, queries = call.query.shape[:3]
         rows = self._rows(call)
         places = [(b, first) for b in range(batch) for first in range(0, queries, rows)]
+        from polyattn_core.simd import threads
+
         wanted = min(self.config.threads or threads.limit(), threads.limit(), len(places))
         if batch * heads * queries * call.key.shape[2] < _PANEL // 8:
             wanted = 1  # another thread would cost more than it saves

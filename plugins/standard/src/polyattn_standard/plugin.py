@@ -18,6 +18,7 @@ FAMILY = "standard"
 _MODULE = "polyattn_standard"
 _SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 _OTHER = ("weights", "entropy", "column_mass", "top_weights")
+_PANELS = ("weights", "entropy", "column_mass")
 
 
 def _spec(
@@ -182,7 +183,9 @@ MECHANISMS = (
         "AdditiveConfig",
         "additive",
         ("1409.0473",),
-        Capabilities(statistics=_OTHER, parametric=True, time="O(n² hidden)", memory="O(n hidden)"),
+        Capabilities(
+            statistics=_PANELS, parametric=True, time="O(n² hidden)", memory="O(n hidden)"
+        ),
         sharpness="",
         aliases=("bahdanau",),
         tags=("softmax", "needs-training"),
@@ -231,7 +234,7 @@ MECHANISMS = (
         "StickBreakingConfig",
         "stick_breaking",
         ("2410.17980",),
-        Capabilities(statistics=_OTHER, positional=True),
+        Capabilities(statistics=_PANELS, positional=True),
         tags=("element-wise",),
     ),
     _spec(

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polyattn_core.masks import Mask, MaskShape
-from polyattn_core.simd import masking
 
 
 @functools.cache
 def _fill() -> Any:
+    from polyattn_core.simd import masking
+
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     types = (pointer, whole, pointer, pointer, pointer, pointer, pointer)
     return ctypes.CFUNCTYPE(whole, *types)(masking.interpreter().fill.address)
@@ -24,6 +25,8 @@ class VisibleRows:
     """Answers which keys some consecutive queries see; never holds queries × keys."""
 
     def __init__(self, mask: Mask, shape: MaskShape) -> None:
+        from polyattn_core.simd import masking
+
         self._code = masking.encode(mask.program(shape))
         self._shape = shape
         steps = self._code.steps
