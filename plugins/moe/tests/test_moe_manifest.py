@@ -33,7 +33,7 @@ def test_spec(spec: Any) -> None:
 def test_readme_lists_every_mechanism() -> None:
     text = README.read_text("utf-8")
     rows = re.findall(r"^\| `([a-z0-9-]+)`", text, re.MULTILINE)
-    assert sorted(rows) == sorted(spec.name for spec in MECHANISMS)
+    assert set(rows) == {spec.name for spec in MECHANISMS}  # figures have rows of their own
     for spec in MECHANISMS:
         for paper in spec.papers:
             assert paper in text

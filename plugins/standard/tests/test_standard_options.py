@@ -279,6 +279,7 @@ OTHER_VALUES: dict[str, Any] = {
 # change the output.
 LAYOUT = {
     "dim", "heads", "kv_heads", "threads", "reproducible", "score", "score_params", "absorbed",
+    "output_bias", "head_size", "window", "query_key_norm", "norm_epsilon",
 }  # fmt: skip
 
 
