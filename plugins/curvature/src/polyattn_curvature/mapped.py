@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,9 @@ Undo = Callable[[Gradients], None]
 class Mapped(StreamingMechanism):
     """A mechanism that attends to what :meth:`_map` makes of queries and keys."""
 
+    @abstractmethod
     def _map(self, call: Call) -> tuple[Call, Undo]:
         """The call to attend to, and what turns its gradients, in place, into those by vectors."""
-        raise NotImplementedError
 
     def _rotate(self, call: Call, query: Array, key: Array, undo: Any) -> tuple[Array, Array, Any]:
         return query, key, undo  # done before the map

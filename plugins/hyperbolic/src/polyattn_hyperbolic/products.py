@@ -8,6 +8,7 @@ layer, (…, tokens, dim).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -42,13 +43,13 @@ class ProductSpace(Lifting):
     The w of a head are the soft-max of its row of the parameter `components`.
     """
 
+    @abstractmethod
     def _factors(self) -> list[Factor]:
         """The spaces, in the order of their coordinates; none is empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _curvatures(self) -> tuple[float, ...]:
         """Initial curvatures of the hyperbolic spaces."""
-        raise NotImplementedError
 
     def _rule(self, kind: str) -> Any:
         from . import kernels

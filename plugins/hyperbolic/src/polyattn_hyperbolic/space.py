@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,8 +37,9 @@ class Lifted:
 class Lifting(StreamingMechanism):
     """A mechanism that attends to what :meth:`_lift` makes of a call."""
 
+    @abstractmethod
     def _lift(self, call: Call) -> Lifted:
-        raise NotImplementedError
+        """The call in lifted form."""
 
     def _scale(self, call: Call) -> float:
         return 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +33,12 @@ class Stage:
         whole("negatives", self.negatives, 1)
 
 
-class Curriculum:
+class Curriculum(ABC):
     """Base: which share of the examples, the easiest first, is learned from at a step."""
 
+    @abstractmethod
     def share(self, step: int) -> float:
         """From above 0 to 1."""
-        raise NotImplementedError
 
     def choose(self, difficulties: Any, step: int, size: int, rng: np.random.Generator) -> Array:
         """Indices of `size` examples, drawn without replacement from the easiest.
