@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 
 quick = False
 """Fewer and shorter rounds; set by run.py."""
+PAUSE = 0.02
+"""Seconds between candidates: OpenMP's and BLAS' threads spin for milliseconds after a call, and
+would take the time of whoever comes next."""
 say: Callable[[str], None] = lambda text: None  # noqa: E731
 """Told what is being measured; set by run.py."""
 
@@ -17,8 +20,8 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of one call of each candidate.
 
-    In each round every candidate is called once untimed and then often enough to fill `seconds`
-    (at least once).
+    In each round every candidate waits until the threads of the one before are asleep, is called
+    once untimed, and then often enough to fill `seconds` (at least once).
     """
     if quick:
         rounds, seconds = min(rounds, 3), min(seconds, 0.03)
@@ -32,8 +35,8 @@ def interleaved(
     found: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
-            if repeats[name] > 1:
-                call()
+            time.sleep(PAUSE)
+            call()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
