@@ -81,6 +81,36 @@ def test_frequencies_of_a_model_that_was_scaled() -> None:
     np.testing.assert_allclose(found, np.concatenate((number.real, number.imag), -1), atol=1e-9)
 
 
+@pytest.mark.parametrize(("size", "trained"), [(64, 4096), (64, 100), (8, 4096), (2, 64), (16, 7)])
+def test_frequencies_by_yarn(size: int, trained: int) -> None:
+    """Equations 17 to 23 of the paper, their bounds rounded outwards as in the code of DeepSeek."""
+    rope = Rope(factor=40.0, trained=trained, ramp="pairs")
+    plain = Rope().frequencies(size)
+    bounds = []
+    for turns, rounded in ((32, math.floor), (1, math.ceil)):
+        place = size * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(10_000.0))
+        bounds.append(rounded(place))
+    low, high = max(bounds[0], 0), min(bounds[1], size - 1)
+    share = np.clip((np.arange(size // 2) - low) / max(high - low, 1e-3), 0, 1)
+    expected = plain / 40 * share + plain * (1 - share)
+    np.testing.assert_allclose(rope.frequencies(size), expected, rtol=1e-13)
+    np.testing.assert_allclose(rope_frequencies(rope, size), expected, rtol=1e-13)
+
+
+def test_yarn_of_deepseek() -> None:
+    """Of 32 pairs, 10 are kept and those from 23 on divided by 40."""
+    found = Rope(factor=40.0, trained=4096, ramp="pairs").frequencies(64)
+    ratio = Rope().frequencies(64) / found
+    np.testing.assert_allclose(ratio[:11], 1, rtol=1e-13)
+    np.testing.assert_allclose(ratio[23:], 40, rtol=1e-13)
+    assert (np.diff(ratio[10:24]) > 0).all()
+
+
+def test_yarn_needs_the_tokens_of_training() -> None:
+    with pytest.raises(ValueError, match="ramp: needs trained="):
+        Rope(factor=4.0, ramp="pairs")
+
+
 def test_rotation_of_one_pair_by_hand() -> None:
     """(1, 0) turns to (cos n, sin n), and the second pair a hundred times slower."""
     array = np.zeros((3, 4))

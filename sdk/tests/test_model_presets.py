@@ -74,6 +74,9 @@ def test_widths_that_do_not_fit(dim: Any) -> None:
         ("google/gemma-3-4b-pt", "standard/gemma-3-4b"),
         ("Qwen/Qwen2.5-7B-Instruct", "standard/qwen2-7b"),
         ("Qwen/Qwen3-8B", "standard/qwen3-8b"),
+        ("deepseek-ai/DeepSeek-V2-Chat", "standard/deepseek-v2"),
+        ("deepseek-ai/DeepSeek-Coder-V2-Lite-Base", "standard/deepseek-v2-lite"),
+        ("deepseek-ai/DeepSeek-V3-0324", "standard/deepseek-v3"),
     ],
 )
 def test_names_of_models(name: str, preset: str) -> None:
@@ -91,6 +94,8 @@ def test_names_of_models(name: str, preset: str) -> None:
         ("meta-llama/Llama-2-70b-hf", "llama-2-7b"),
         ("meta-llama/Llama-3.2-1B", "llama-3.1-8b"),
         ("mistralai/Mistral-Nemo-7B", "mistral-7b-v0.3"),
+        ("deepseek-ai/DeepSeek-V3.2-Exp", "deepseek-v3"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "deepseek-r1-zero"),
     ],
 )
 def test_names_of_no_model(name: str, near: str) -> None:

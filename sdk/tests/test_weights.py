@@ -60,6 +60,29 @@ def test_what_a_layout_means() -> None:
     np.testing.assert_array_equal(table, t5.parameters["position.table"].T)
 
 
+def test_head_by_head() -> None:
+    one = layer("deepseek-v3", 112)
+    state = weights.state(one, layout="deepseek-v3")
+    p = one.parameters
+    both = state["kv_b_proj.weight"].reshape(2, 256, 512)
+    np.testing.assert_array_equal(both[:, :128], p["key.up"].reshape(2, 128, 512))
+    np.testing.assert_array_equal(both[:, 128:], p["value.up"].reshape(2, 128, 512))
+    queries = state["q_b_proj.weight"].reshape(2, 192, 1536)
+    np.testing.assert_array_equal(queries[:, 128:], p["query.rotary"].reshape(2, 64, 1536))
+    joined = state["kv_a_proj_with_mqa.weight"]
+    np.testing.assert_array_equal(joined, np.concatenate((p["compress.key"], p["key.rotary"])))
+
+
+def test_heads_that_are_not_there() -> None:
+    grouped = pa.create("multi-head", dim=8, heads=4, kv_heads=1, head_size=1, bias=False)
+    mapping = {"qkv by heads": ["query", "key", "value"], "out": "output"}
+    with pytest.raises(ArgumentError, match=r"layout: got qkv.weight by heads; .* of 4 heads"):
+        weights.state(grouped, layout=mapping)
+    pipeline = pa.AttentionPipeline(dim=4).add_norm("layer-norm")
+    with pytest.raises(ArgumentError, match="no heads: AttentionPipeline has none"):
+        weights.state(pipeline, layout={"norm by heads": list(pipeline.parameters)})
+
+
 def test_own_names_and_own_layouts() -> None:
     one, other = layer("llama-2-7b", 256), layer("llama-2-7b", 256, 2)
     weights.load(other, weights.state(one))

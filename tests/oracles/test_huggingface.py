@@ -72,6 +72,21 @@ T5 = {
     "vocab_size": 99,
 }  # fmt: skip
 
+
+def deepseek(
+    name: str, dim: int, query_latent: int | None, temperature: float, **more: Any
+) -> dict[str, Any]:
+    yarn = rope(
+        1e4, rope_type="yarn", factor=40, mscale=temperature, mscale_all_dim=temperature,
+        beta_fast=32, beta_slow=1, original_max_position_embeddings=4096,
+    )  # fmt: skip
+    return llama_like(
+        name, dim, 2, 2, yarn, q_lora_rank=query_latent, kv_lora_rank=512, qk_rope_head_dim=64,
+        qk_nope_head_dim=128, v_head_dim=128, max_position_embeddings=163840,
+        first_k_dense_replace=2, moe_intermediate_size=16, n_routed_experts=8, **more,
+    )  # fmt: skip
+
+
 CASES = {
     "bert-base": Case(
         "BertModel", bert_like("BertConfig"), "encoder.layer.1.attention.self",
@@ -161,6 +176,18 @@ CASES = {
         "Qwen3Model", llama_like("Qwen3Config", 512, 4, 1, rope(1e6), head_dim=128), LAYER,
         f"{LAYER}.o_proj", 512,
     ),
+    "deepseek-v2": Case(
+        "DeepseekV2Model", deepseek("DeepseekV2Config", 80, 1536, 0.707), LAYER, f"{LAYER}.o_proj",
+        80,
+    ),
+    "deepseek-v2-lite": Case(
+        "DeepseekV2Model", deepseek("DeepseekV2Config", 256, None, 0.707), LAYER,
+        f"{LAYER}.o_proj", 256,
+    ),
+    "deepseek-v3": Case(
+        "DeepseekV3Model", deepseek("DeepseekV3Config", 112, 1536, 1.0), LAYER, f"{LAYER}.o_proj",
+        112,
+    ),
 }  # fmt: skip
 
 
@@ -216,10 +243,27 @@ def test_output(name: str, tmp_path: Path) -> None:
 
 
 def test_every_preset_with_weights_is_compared() -> None:
-    assert set(CASES) == {preset.name for preset in pa.presets("multi-head")}
+    assert set(CASES) == {preset.name for preset in pa.presets() if preset.weights}
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3-8b", "gemma-3-4b"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("deepseek")])
+def test_expanded_and_from_a_cache(name: str) -> None:
+    """So few queries attend in the latent space; here all heads get their keys and values."""
+    case = CASES[name]
+    model = randomised(case)
+    expanded = pa.preset_builder(name, case.dim).replace(absorbed=False).build()
+    decoder: Any = pa.preset_builder(name, case.dim).build()
+    for layer in (expanded, decoder):
+        weights.load(layer, model.state_dict(), layout=name, prefix=f"{case.attention}.")
+    given, expected = run(model, case)
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(expanded(given) / size, expected / size, rtol=1e-5, atol=1e-5)
+    cache = decoder.compress(given[:, :-1]).extended(decoder.compress(given[:, -1:], start=10))
+    last = decoder.decode(given[:, -1:], cache)
+    np.testing.assert_allclose(last / size, expected[:, -1:] / size, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3-8b", "gemma-3-4b", "deepseek-v3"])
 def test_back_into_the_model(name: str) -> None:
     """Our parameters under the model's names, loaded by the model."""
     case = CASES[name]

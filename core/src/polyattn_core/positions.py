@@ -17,7 +17,7 @@ from .errors import ArgumentError
 
 Array = npt.NDArray[Any]
 
-_SCALED, _KEPT = 1.0, 4.0
+_SCALED, _KEPT = 1.0, {"turns": 4.0, "pairs": 32.0}
 """Turns of a pair in the tokens of training up to which, and from which, it is scaled and not."""
 
 
@@ -37,9 +37,18 @@ class Rope(Schema):
     factor: float = Field(default=1.0, ge=1)
     """Linear scaling: positions are divided by it (arXiv:2306.15595)."""
     trained: int | None = Field(default=None, ge=2)
-    """Tokens that a model was trained on before it was scaled, as for Llama 3.1: pairs that turn
-    four times or more in so many are not divided by the factor, those that turn less than once are,
-    and those between in proportion to their turns. All are divided by default."""
+    """Tokens that a model was trained on before it was scaled: pairs that turn often in so many are
+    not divided by the factor, those that turn less than once are. All are divided by default."""
+    ramp: Literal["turns", "pairs"] = "turns"
+    """What is between, with `trained`: pairs of less than 4 turns in proportion to their turns, as
+    for Llama 3.1; or those of less than 32 in proportion to their index, as for DeepSeek (YaRN,
+    arXiv:2309.00071, whose temperature is the mechanism's `scale`)."""
+
+    @model_validator(mode="after")
+    def _check_ramp(self) -> Self:
+        if self.ramp == "pairs" and self.trained is None:
+            raise ValueError("ramp: needs trained=, the tokens in which turns are counted")
+        return self
 
     def frequencies(self, size: int) -> Array:
         """Radians for each position, of the pairs of heads of this size."""
@@ -47,8 +56,18 @@ class Rope(Schema):
         frequency = self.base ** (-np.arange(0, turned, 2) / turned)
         if self.trained is None:
             return np.asarray(frequency / self.factor)
-        turns = self.trained * frequency / (2 * math.pi)
-        kept = np.clip((turns - _SCALED) / (_KEPT - _SCALED), 0, 1)
+        most = _KEPT[self.ramp]
+        if self.ramp == "turns":
+            turns = self.trained * frequency / (2 * math.pi)
+            kept = np.clip((turns - _SCALED) / (most - _SCALED), 0, 1)
+        else:
+            # The pair, rounded outwards, that turns so often, by solving for p in `frequency`.
+            first, last = (
+                turned / 2 * math.log(self.trained / (2 * math.pi * turns)) / math.log(self.base)
+                for turns in (most, _SCALED)
+            )
+            first, last = max(math.floor(first), 0), min(math.ceil(last), turned - 1)
+            kept = 1 - np.clip((np.arange(turned // 2) - first) / max(last - first, 1e-3), 0, 1)
         return np.asarray(frequency * (kept + (1 - kept) / self.factor))
 
 

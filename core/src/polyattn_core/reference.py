@@ -24,6 +24,8 @@ def repeat_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
 
 def rope_frequencies(rope: Rope, size: int) -> Array:
     """Radians for each position, of each pair."""
+    if rope.ramp == "pairs":
+        return _yarn_frequencies(rope, size)
     found = []
     for pair in range(size // 2):
         frequency = rope.base ** (-2 * pair / size)
@@ -35,6 +37,25 @@ def rope_frequencies(rope: Rope, size: int) -> Array:
             found.append(frequency)
         else:
             found.append(scaled + (turns - 1) / 3 * (frequency - scaled))
+    return np.array(found)
+
+
+def _yarn_frequencies(rope: Rope, size: int) -> Array:
+    """By counting the turns of pairs (arXiv:2309.00071): kept from β = 32 on, divided from α = 1."""
+    assert rope.trained is not None
+
+    def turns(pair: float) -> float:
+        return float(rope.trained * rope.base ** (-2 * pair / size) / (2 * math.pi))
+
+    # Pairs of all heads that long, of which the first may lie before 0 and the last be missing.
+    first = max((p for p in range(-size, size) if turns(p) >= 32), default=-size)
+    last = min((p for p in range(-size, size) if turns(p) <= 1), default=size)
+    first, last = max(first, 0), min(last, size - 1)
+    found = []
+    for pair in range(size // 2):
+        frequency = rope.base ** (-2 * pair / size)
+        share = min(max((pair - first) / max(last - first, 1e-3), 0.0), 1.0)
+        found.append((1 - share) * frequency + share * frequency / rope.factor)
     return np.array(found)
 
 

@@ -175,8 +175,9 @@ class PresetSpec(EntrySpec):
     """What its models call the parameters: name there → name here, or several that are one array
     there, joined along their first axis. Either is a parameter, or the beginning of several:
     ``{"q_proj": "query"}`` is about `q_proj.weight` and `q_proj.bias`. After the name there, ``.T``
-    says that arrays are transposed to be ours, and ``+ 1`` that so much is added. An empty list is
-    for what models keep beside the parameters, such as buffers: it is passed over."""
+    says that arrays are transposed to be ours, ``by heads`` that several are joined head by head:
+    the rows of each for one head, then those for the next; and ``+ 1`` that so much is added. An
+    empty list is for what models keep beside the parameters, such as buffers: it is passed over."""
     kind: str = "preset"
     factory: str = "polyattn_core.spec:PresetSpec"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +57,35 @@ SIZES = {  # layers are dim, heads, key heads, head size
     "qwen2-7b": (3584, 28, 4, 128),
     "qwen3-8b": (4096, 32, 8, 128),
 }
+LATENT = {  # dim, heads, of the paper d_c, d'_c, d_h and d_h^R, and what the scale is multiplied by
+    "deepseek-v2": (5120, 128, 512, 1536, 128, 64, 0.0707),
+    "deepseek-v2-lite": (2048, 16, 512, None, 128, 64, 0.0707),
+    "deepseek-v3": (7168, 128, 512, 1536, 128, 64, 0.1),
+}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def test_sizes_of_all() -> None:
+    assert {*SIZES, *LATENT} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_preset(create: Create, name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.source
+    assert preset.summary
+    config = create(preset.mechanism, **preset.options).config
+    sizes = (config.dim, config.heads, config.latent, config.query_latent, config.key_size)
+    *expected, rope_size, temperature = LATENT[name]
+    assert sizes == tuple(expected)
+    assert (config.value_width, config.rope_size) == (128, rope_size)
+    scale = (temperature * math.log(40) + 1) ** 2 / math.sqrt(128 + 64)
+    assert config.scale == pytest.approx(scale, rel=1e-12)
+    assert config.causal
+    assert config.tied
+    assert config.norm
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_preset(create: Create, name: str) -> None:
     preset = PRESETS[name]
     assert preset.source

@@ -273,13 +273,14 @@ OTHER_VALUES: dict[str, Any] = {
     "latent": 3,
     "query_latent": 2,
     "rope_size": 2,
-    "rope_base": 7.0,
+    "tied": True,
 }
+BY_MECHANISM = {("latent", "position"): {"kind": "rope", "base": 7.0}}
 # Of these there are tests apart, those of `reproducible` and of scores in core; `absorbed` must not
 # change the output.
 LAYOUT = {
     "dim", "heads", "kv_heads", "threads", "reproducible", "score", "score_params", "absorbed",
-    "output_bias", "head_size", "window", "query_key_norm", "norm_epsilon",
+    "output_bias", "head_size", "value_size", "window", "query_key_norm", "norm_epsilon",
 }  # fmt: skip
 
 
@@ -303,7 +304,8 @@ def test_every_option_changes_the_output(
         result: Array = mechanism.attend(query, key, key, training=True, rng=1)
         return result
 
-    assert not np.allclose(attend(**{option: OTHER_VALUES[option]}), attend())
+    other = BY_MECHANISM.get((name, option), OTHER_VALUES[option])
+    assert not np.allclose(attend(**{option: other}), attend())
 
 
 # ---- errors ----

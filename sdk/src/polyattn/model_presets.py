@@ -50,6 +50,7 @@ class AttentionPreset(enum.Enum):
     Mistral = "standard/mistral"
     Gemma = "standard/gemma-7b"
     Qwen = "standard/qwen3-8b"
+    DeepSeek = "standard/deepseek-v3"
 
     @property
     def spec(self) -> PresetSpec:

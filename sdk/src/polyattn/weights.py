@@ -35,7 +35,9 @@ from polyattn_core.errors import ArgumentError, FileFormatError, ParameterError
 Array = npt.NDArray[Any]
 Layout = str | Mapping[str, str | Sequence[str]] | None
 
-_EXPRESSION = re.compile(r"(?P<name>.+?)(?P<transposed>\.T)?(?: \+ (?P<plus>[0-9.]+))?")
+_EXPRESSION = re.compile(
+    r"(?P<name>.+?)(?P<transposed>\.T)?(?P<heads> by heads)?(?: \+ (?P<plus>[0-9.]+))?"
+)
 
 
 class _Rule(NamedTuple):
@@ -45,6 +47,8 @@ class _Rule(NamedTuple):
     ours: tuple[str, ...]
     transposed: bool = False
     plus: float = 0.0
+    heads: int = 1
+    """Parts of each of ours that alternate there."""
 
 
 def load(
@@ -107,7 +111,9 @@ def state(target: Any, *, layout: Layout = None, prefix: str = "") -> dict[str, 
     rules, _ = _rules(target, layout)
     found = {}
     for rule in rules:
-        array = np.concatenate([target.parameters[name] for name in rule.ours]) - rule.plus
+        parts = [np.split(target.parameters[name], rule.heads) for name in rule.ours]
+        array = np.concatenate([part for head in zip(*parts, strict=True) for part in head])
+        array -= rule.plus
         found[prefix + rule.theirs] = np.array(array.T if rule.transposed else array, order="C")
     return found
 
@@ -144,14 +150,22 @@ def _rules(target: Any, layout: Layout) -> tuple[list[_Rule], list[str]]:
             passed_over.append(theirs)
             continue
         plus = float(match["plus"] or 0)
+        heads = _heads(target, expression) if match["heads"] else 1
         if set(names) <= set(own):
-            rules.append(_Rule(theirs, names, transposed, plus))
+            rules.append(_Rule(theirs, names, transposed, plus, heads))
             continue
         inner = {p.removeprefix(f"{n}."): None for n in names for p in own if p.startswith(f"{n}.")}
         rules += [
-            _Rule(f"{theirs}.{last}", tuple(f"{n}.{last}" for n in names), transposed, plus)
+            _Rule(f"{theirs}.{last}", tuple(f"{n}.{last}" for n in names), transposed, plus, heads)
             for last in inner or ("weight",)
         ]
+    for rule in rules:
+        uneven = [name for name in rule.ours if name in own and rule.heads > 1
+                  and (target.parameters[name].shape or (1,))[0] % rule.heads]  # fmt: skip
+        if uneven:
+            shape = target.parameters[uneven[0]].shape
+            wanted = f"{uneven[0]} {shape} with as many rows for each of {rule.heads} heads"
+            raise ArgumentError("layout", f"{rule.theirs} by heads", wanted)
     covered = [name for rule in rules for name in rule.ours]
     words = {
         "with": [name for name in covered if name not in own],
@@ -161,6 +175,13 @@ def _rules(target: Any, layout: Layout) -> tuple[list[_Rule], list[str]]:
         text = ", ".join(f"{word} {', '.join(some)}" for word, some in words.items() if some)
         raise ParameterError("layout", f"{whose} {text}", f"exactly {', '.join(own)}")
     return rules, passed_over
+
+
+def _heads(target: Any, expression: str) -> int:
+    heads = getattr(getattr(target, "config", None), "heads", None)
+    if heads is None:
+        raise ArgumentError("layout", expression, f"no heads: {type(target).__name__} has none")
+    return int(heads)
 
 
 def _ours(rule: _Rule, array: Array, own: Mapping[str, Array]) -> dict[str, Array]:
@@ -177,8 +198,12 @@ def _ours(rule: _Rule, array: Array, own: Mapping[str, Array]) -> dict[str, Arra
         turned = turned + rule.plus
     if len(rule.ours) == 1:
         return {rule.ours[0]: turned}
-    parts_of = np.split(turned, np.cumsum(rows)[:-1])
-    return dict(zip(rule.ours, parts_of, strict=True))
+    by_head = turned.reshape((rule.heads, -1, *turned.shape[1:]))
+    own_parts = np.split(by_head, np.cumsum([n // rule.heads for n in rows])[:-1], axis=1)
+    return {
+        name: part.reshape(shape)
+        for name, part, shape in zip(rule.ours, own_parts, shapes, strict=True)
+    }
 
 
 def _array(value: Any) -> Array:

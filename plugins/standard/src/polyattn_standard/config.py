@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from polyattn_core.config import AttentionConfig
+from polyattn_core.positions import Rope
 from polyattn_core.streaming import ScaledConfig, StreamingConfig
 
 
@@ -185,15 +186,55 @@ class LatentConfig(AttentionConfig):
     causal: bool = False
     """Hide later keys; with more keys than queries, the last query is at the last key."""
     scale: float | None = Field(default=None, gt=0)
-    """Factor of the scores; 1/√(head size + rope_size) by default."""
+    """Factor of the scores; 1/√(head_size + rope_size) by default."""
     latent: int = Field(default=64, ge=1, le=1 << 16)
     """Numbers that a token leaves in the cache for all heads."""
     query_latent: int | None = Field(default=None, ge=1, le=1 << 16)
     """Compress queries too, to so many numbers; not by default."""
+    head_size: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Width of a head's queries and keys without the rotary part; dim / heads by default."""
+    value_size: int | None = Field(default=None, ge=1, le=1 << 16)
+    """Width of a head's values; that of its keys without the rotary part by default."""
+    tied: bool = False
+    """Compress a token by one matrix: keys and values have to be the same tokens. Otherwise each
+    have a matrix of their own."""
+    norm: bool = False
+    """Divide latent vectors, of queries too, by their root mean square and multiply them by learned
+    weights."""
+    norm_epsilon: float = Field(default=1e-6, gt=0, lt=1)
+    """Added to the mean square of `norm`."""
     rope_size: int = Field(default=16, ge=0, le=1 << 16, multiple_of=2)
     """Coordinates of the decoupled rotary key, which all heads share; 0 for no positions."""
-    rope_base: float = Field(default=10_000.0, gt=1)
-    """Wavelengths of the rotation reach 2π·rope_base."""
+    position: Rope = Rope()
+    """How the rotary key turns: "rope", or a mapping with options of it, but for `size`."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability to drop a weight while training."""
     absorbed: bool | None = None
     """Attend in the latent space, up-projections absorbed into queries and outputs; by default
     where queries are few."""
+
+    @field_validator("position", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_position(self) -> Self:
+        if self.position.size is not None:
+            raise ValueError("position: its size is the option rope_size")
+        return self
+
+    @property
+    def key_size(self) -> int:
+        """Width of a head's keys without the rotary part."""
+        return self.head_dim if self.head_size is None else self.head_size
+
+    @property
+    def value_width(self) -> int:
+        """Width of a head's values."""
+        return self.key_size if self.value_size is None else self.value_size
+
+    @property
+    def read_width(self) -> int:
+        """Width of what queries are projected from."""
+        return self.dim if self.query_latent is None else self.query_latent

@@ -15,6 +15,7 @@ from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.spec import MechanismSpec
 
 from .config import MultiHeadConfig
+from .norms import rms_norm
 from .softmax import ScaledDotProduct
 
 _INPUTS = ("query", "key", "value")
@@ -194,24 +195,15 @@ class MultiHead(ScaledDotProduct):
         return replace(call, **projected), inputs, undo
 
     def _normed(self, name: str, array: Array) -> tuple[Array, _Undo]:
-        """RMSNorm over the head size (arXiv:1910.07467), and its pullback."""
+        """The norm over the head size, and its pullback."""
         weight = self.parameters.cast(name, array.dtype)
-        # Tokens that are hidden may hold anything; a warning about them would mislead.
-        with np.errstate(invalid="ignore", over="ignore"):
-            square = np.einsum("...d,...d->...", array, array)[..., None] / array.shape[-1]
-            factor = 1 / np.sqrt(square + self.config.norm_epsilon)
-            unit = np.multiply(array, factor, order="C")
+        normed, pull = rms_norm(array, weight, self.config.norm_epsilon)
 
         def undo(gradient: Array, parameters: dict[str, Array]) -> Array:
-            # Hidden tokens have no gradient, and 0 · NaN must not make them one.
-            live = np.any(gradient, axis=-1, keepdims=True)
-            seen = np.where(live, unit, 0)
-            parameters[name] = np.einsum("bhnd,bhnd->d", gradient, seen)
-            weighted = gradient * weight
-            along = np.einsum("...d,...d->...", weighted, seen)[..., None] / array.shape[-1]
-            return np.asarray(np.where(live, factor, 0) * (weighted - along * seen))
+            found, parameters[name] = pull(gradient)
+            return found
 
-        return unit * weight, undo
+        return normed, undo
 
     def _output(self, attended: Array) -> Array:
         projected = self._affine("output", merge_heads(attended))

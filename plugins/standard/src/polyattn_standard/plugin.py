@@ -245,7 +245,9 @@ MECHANISMS = (
         "LatentConfig",
         "latent",
         ("2405.04434",),
-        Capabilities(parametric=True, positional=True, grouped=False, value_size=False),
+        Capabilities(
+            dropout=True, parametric=True, positional=True, grouped=False, value_size=False
+        ),
         aliases=("mla",),
         tags=("softmax", "needs-training", "decoding"),
     ),
@@ -328,5 +330,18 @@ def polyattn_conformance_cases() -> tuple[ConformanceCase, ...]:
             mechanism="latent",
             name="expanded",
             options={"latent": 5, "rope_size": 0, "query_latent": 3, "absorbed": False},
+        ),
+        ConformanceCase(
+            mechanism="latent",
+            name="of-language-models",
+            options={
+                "latent": 5,
+                "query_latent": 7,
+                "head_size": 6,
+                "value_size": 3,
+                "norm": True,
+                "rope_size": 4,
+                "position": {"kind": "rope", "interleaved": True},
+            },
         ),
     )

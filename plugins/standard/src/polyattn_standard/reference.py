@@ -316,21 +316,26 @@ def latent(
     def split(x: Array) -> Array:
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
-    def turned(x: Array, first: int) -> Array:
-        half = x.shape[-1] // 2
-        place = (np.arange(x.shape[-2]) + first)[:, None]
-        angle = place * config.rope_base ** (-np.arange(half) / half)
-        number = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
-        return np.concatenate((number.real, number.imag), axis=-1)
+    def normed(x: Array, name: str) -> Array:
+        if not config.norm:
+            return x
+        square = np.mean(x * x, axis=-1, keepdims=True)
+        return np.asarray(p[name] * x / np.sqrt(square + config.norm_epsilon))
 
     x_query, x_key, x_value = merged(query), merged(key), merged(value)
-    compressed = x_key @ p["compress.key"].T + x_value @ p["compress.value"].T
-    read = x_query @ p["query.down"].T if config.query_latent else x_query
+    compressed = x_key @ p["compress.key"].T
+    if not config.tied:
+        compressed = compressed + x_value @ p["compress.value"].T
+    compressed = normed(compressed, "latent_norm.weight")
+    read = x_query
+    if config.query_latent:
+        read = normed(x_query @ p["query.down"].T, "query_norm.weight")
     scores = split(read @ p["query.weight"].T) @ split(compressed @ p["key.up"].T).swapaxes(-1, -2)
     if config.rope_size:
-        far = key.shape[2] - query.shape[2]
-        own = turned(split(read @ p["query.rotary"].T), far)
-        scores = scores + own @ turned(x_key @ p["key.rotary"].T, 0)[:, None].swapaxes(-1, -2)
-    scale = config.scale or (config.head_dim + config.rope_size) ** -0.5
+        own, others = rotated(
+            split(read @ p["query.rotary"].T), (x_key @ p["key.rotary"].T)[:, None], config
+        )
+        scores = scores + own @ others.swapaxes(-1, -2)
+    scale = config.scale or (config.key_size + config.rope_size) ** -0.5
     weights = _softmax(_capped(scale * scores, mask, bias, config))
     return split(merged(weights @ split(compressed @ p["value.up"].T)) @ p["output.weight"].T)
