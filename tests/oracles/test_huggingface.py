@@ -108,6 +108,11 @@ CASES = {
         "T5Model", T5, "decoder.block.0.layer.0.SelfAttention",
         "decoder.block.0.layer.0.SelfAttention.o",
     ),
+    "switch-base": Case(
+        "SwitchTransformersEncoderModel",
+        T5 | {"config": "SwitchTransformersConfig", "num_sparse_encoder_layers": 1},
+        "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.0.SelfAttention.o",
+    ),
     "llama-2-7b": Case(
         "LlamaModel", llama_like("LlamaConfig", 256, 2, 2, rope(1e4)), LAYER, f"{LAYER}.o_proj"
     ),

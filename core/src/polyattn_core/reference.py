@@ -41,7 +41,7 @@ def rope_frequencies(rope: Rope, size: int) -> Array:
 
 
 def _yarn_frequencies(rope: Rope, size: int) -> Array:
-    """By counting the turns of pairs (arXiv:2309.00071): kept from β = 32 on, divided from α = 1."""
+    """By counting turns (arXiv:2309.00071): kept from β = 32 on, divided from α = 1 down."""
     assert rope.trained is not None
 
     def turns(pair: float) -> float:

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import polyattn_registry
 from polyattn_core.spec import resolve
-from polyattn_moe.plugin import FAMILY, MECHANISMS
+from polyattn_moe.plugin import FAMILY, MECHANISMS, polyattn_presets
 
+PRESETS = {preset.name: preset for preset in polyattn_presets()}
 README = Path(__file__).parents[1] / "README.md"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -30,10 +32,25 @@ def test_spec(spec: Any) -> None:
     assert set(spec.leading) <= set(resolve(spec.config).model_fields)
 
 
-def test_readme_lists_every_mechanism() -> None:
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(create: Any, name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.source
+    assert preset.summary
+    mechanism = create(preset.mechanism, **preset.options)
+    x = np.random.default_rng(0).standard_normal((40, mechanism.config.dim), np.float32)
+    assert np.isfinite(mechanism(x)).all()
+    routing = mechanism.last_routing
+    assert routing.capacity == 7  # ⌈1.25 · 40 / 8⌉
+    assert routing.load.max() <= 7
+    assert (routing.assigned.sum(axis=-1) + routing.dropped == 1).all()
+
+
+def test_readme_lists_every_mechanism_and_preset() -> None:
     text = README.read_text("utf-8")
     rows = re.findall(r"^\| `([a-z0-9-]+)`", text, re.MULTILINE)
-    assert set(rows) == {spec.name for spec in MECHANISMS}  # figures have rows of their own
+    # Figures have rows of their own.
+    assert set(rows) == {*(spec.name for spec in MECHANISMS), *PRESETS}
     for spec in MECHANISMS:
         for paper in spec.papers:
             assert paper in text

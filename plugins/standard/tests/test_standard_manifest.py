@@ -43,6 +43,7 @@ SIZES = {  # layers are dim, heads, key heads, head size
     "vit-base": (768, 12, 12, 64),
     "t5-base": (768, 12, 12, 64),
     "t5-base-decoder": (768, 12, 12, 64),
+    "switch-base": (768, 12, 12, 64),
     "llama-2-7b": (4096, 32, 32, 128),
     "llama-3-8b": (4096, 32, 8, 128),
     "llama-3-1-8b": (4096, 32, 8, 128),

@@ -46,6 +46,7 @@ class AttentionPreset(enum.Enum):
     T5 = "standard/t5-base"
     ViT = "standard/vit-base"
     Performer = "sparse/performer"
+    SwitchTransformer = "moe/switch-transformer"
     Llama = "standard/llama-3-8b"
     Mistral = "standard/mistral"
     Gemma = "standard/gemma-7b"

@@ -10,7 +10,9 @@ from polyattn_core.spec import (
     MechanismSpec,
     MetricSpec,
     PluginInfo,
+    PresetSpec,
     SideInput,
+    presets_from_toml,
 )
 
 from . import __version__
@@ -84,6 +86,11 @@ def polyattn_plugin_info() -> PluginInfo:
 @hookimpl
 def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
     return MECHANISMS
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return presets_from_toml(_MODULE, FAMILY)
 
 
 @hookimpl

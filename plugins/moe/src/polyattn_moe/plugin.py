@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from polyattn_core.hooks import API_VERSION, hookimpl
-from polyattn_core.spec import Capabilities, ConformanceCase, MechanismSpec, PluginInfo
+from polyattn_core.spec import (
+    Capabilities,
+    ConformanceCase,
+    MechanismSpec,
+    PluginInfo,
+    PresetSpec,
+    presets_from_toml,
+)
 
 from . import __version__
 
@@ -78,6 +85,11 @@ def polyattn_plugin_info() -> PluginInfo:
 @hookimpl
 def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
     return MECHANISMS
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return presets_from_toml(_MODULE, FAMILY)
 
 
 @hookimpl

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from polyattn_core.hooks import API_VERSION, hookimpl
-from polyattn_core.spec import Capabilities, ConformanceCase, MechanismSpec, MetricSpec, PluginInfo
+from polyattn_core.spec import (
+    Capabilities,
+    ConformanceCase,
+    MechanismSpec,
+    MetricSpec,
+    PluginInfo,
+    PresetSpec,
+    presets_from_toml,
+)
 
 from . import __version__
 
@@ -57,6 +65,11 @@ def polyattn_plugin_info() -> PluginInfo:
 @hookimpl
 def polyattn_mechanisms() -> tuple[MechanismSpec, ...]:
     return MECHANISMS
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return presets_from_toml(_MODULE, FAMILY)
 
 
 @hookimpl
