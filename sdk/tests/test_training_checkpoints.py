@@ -23,6 +23,9 @@ def optimisers() -> dict[str, Any]:
         "adamw": lambda: training.AdamW(learning_rate=rate),
         "natural": lambda: training.NaturalGradient(learning_rate=rate, decay=0.9),
         "riemannian": lambda: training.RiemannianAdam(learning_rate=rate),
+        "grouped": lambda: training.AdamW(
+            groups={"w": {"learning_rate": rate, "weight_decay": 0.2}}
+        ),
     }
 
 
@@ -116,6 +119,10 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] 
     ),
     "kind": ({}, {"optimiser": training.SGD()}, ParameterError, "adam in the file.*sgd"),
     "options": ({}, {"optimiser": training.Adam(epsilon=1.0)}, ParameterError, "1e-08.*1.0"),
+    "groups": (
+        {}, {"optimiser": training.Adam(groups={"w": {"weight_decay": 0.5}})}, ParameterError,
+        r"\['w', \{'weight_decay': 0.5\}\]",
+    ),
     "no state": ({"optimiser": None}, {}, FileFormatError, "optimiser: got none"),
     "generator": (
         {}, {"rng": np.random.Generator(np.random.MT19937(0))}, FileFormatError, "PCG64.*MT19937"

@@ -23,6 +23,7 @@ ALL: dict[str, Callable[[], Optimiser]] = {
     "natural": lambda: NaturalGradient(decay=0.9),
     "categorical": lambda: NaturalGradient(metric="categorical"),
     "riemannian": RiemannianAdam,
+    "grouped": lambda: AdamW(groups={"b": {"learning_rate": 0.1, "weight_decay": 0.0}}),
 }
 
 
@@ -138,6 +139,66 @@ def test_schedules_set_the_rate() -> None:
     np.testing.assert_allclose(np.diff([0, *seen]), [1, 1, 0.5, 0.5])
 
 
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "natural", "riemannian"])
+def test_a_group_is_an_optimiser_of_its_own(name: str) -> None:
+    """Bit for bit, with rates by schedules."""
+    parameters, alone = start(), start()
+    rate = pa.training.Step(0.1, every=2, factor=0.5)
+    kinds = {
+        "sgd": SGD, "momentum": lambda **o: SGD(momentum=0.9, **o), "adam": Adam, "adamw": AdamW,
+        "natural": lambda **o: NaturalGradient(decay=0.9, **o), "riemannian": RiemannianAdam,
+    }  # fmt: skip
+    kind: Any = kinds[name]
+    together = kind(learning_rate=0.01, groups={"b*": {"learning_rate": rate}})
+    each = {"a": kind(learning_rate=0.01), "b": kind(learning_rate=rate)}
+    for step in range(4):
+        together.step(parameters, slopes(step))
+        for key, optimiser in each.items():
+            optimiser.step({key: alone[key]}, {key: slopes(step)[key]})
+    for key, array in alone.items():
+        np.testing.assert_array_equal(parameters[key], array)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_decay_of_groups(kind: Any) -> None:
+    """The first wildcard that fits counts; where gradients are 0, only decay moves anything."""
+    still = {name: np.zeros(3) for name in ("a.weight", "a.bias", "b.weight")}
+    parameters = {name: np.ones(3) for name in still}
+    groups = {"*.bias": {"weight_decay": 0.0}, "a.*": {"weight_decay": 0.5}}
+    optimiser = kind(learning_rate=0.1, weight_decay=0.1, groups=groups)
+    optimiser.step(parameters, still)
+    alone = {name: np.ones(3) for name in still}
+    for name, decay in (("a.weight", 0.5), ("a.bias", 0.0), ("b.weight", 0.1)):
+        kind(learning_rate=0.1, weight_decay=decay).step({name: alone[name]}, {name: np.zeros(3)})
+        np.testing.assert_array_equal(parameters[name], alone[name])
+    np.testing.assert_array_equal(parameters["a.bias"], 1)
+    assert (parameters["b.weight"] < 1).all()
+    swapped = kind(groups=dict(reversed(groups.items())))
+    assert swapped.options() != kind(groups=groups).options()
+    assert "'*.bias': {'weight_decay': 0.0}" in repr(optimiser)
+
+
+def test_groups_of_a_mechanism() -> None:
+    attention = pa.create("multi-head", dim=8, heads=2)
+    before = {k: v.copy() for k, v in attention.parameters.items()}
+    optimiser = SGD(learning_rate=0.1, groups={"query.*": {"learning_rate": 0.0}})
+    gradients = {k: np.ones(v.shape) for k, v in before.items()}
+    optimiser.step(attention.parameters, gradients)
+    for key, array in attention.parameters.items():
+        step = 0.0 if key.startswith("query.") else 0.1
+        np.testing.assert_allclose(array, before[key] - step, atol=1e-6)
+
+
+def test_groups_that_fit_nothing_change_nothing() -> None:
+    parameters = start()
+    optimiser = SGD(groups={"a": {"weight_decay": 1.0}, "biases*": {"learning_rate": 0.1}})
+    with pytest.raises(ParameterError, match=r"groups: got biases\*; expected wildcards for a, b"):
+        optimiser.step(parameters, slopes())
+    assert optimiser.steps == 0
+    np.testing.assert_array_equal(parameters["a"], start()["a"])
+    assert SGD().options() == SGD(groups={}).options()
+
+
 def test_categorical_metric_is_solved_exactly() -> None:
     logits, gradient = normal(3, 5), normal(3, 5, seed=1)
     parameters = {"w": logits.copy()}
@@ -230,6 +291,23 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "shape": (step(SGD(), gradient=np.ones(2)), ShapeError, r"gradients\['w'\].*\(3,\)"),
     "dtype": (step(Adam(), np.zeros(3, np.int64)), DTypeError, "float32 or float64"),
     "surplus": (lambda: SGD().step({}, {"w": np.ones(3)}), ParameterError, "gradients"),
+    "groups": (lambda: SGD(groups=["a"]), ArgumentError, "a mapping of wildcards"),  # type: ignore[arg-type]
+    "group": (lambda: SGD(groups={"a": 0.1}), ArgumentError, "a mapping"),  # type: ignore[dict-item]
+    "of a group": (
+        lambda: AdamW(groups={"a": {"epsilon": 1}}),
+        ArgumentError,
+        r"groups\['a'\]: got epsilon; expected options learning_rate, weight_decay",
+    ),
+    "no decay": (
+        lambda: RiemannianAdam(groups={"a": {"weight_decay": 1}}),
+        ArgumentError,
+        "expected options learning_rate$",
+    ),
+    "in a group": (
+        lambda: Adam(groups={"a": {"learning_rate": -1}}),
+        ArgumentError,
+        r"groups\['a'\]: learning_rate: got -1",
+    ),
     "slot": (lambda: Adam().load_state({"velocity/w": 1}, 1), ParameterError, "first, second"),
     "half": (lambda: Adam().load_state({"first/w": 1}, 1), ParameterError, "no second/w"),
 }

@@ -145,6 +145,35 @@ def test_optimisers_step_by_step(tensor: Any, close: Any, case: str, dtype: str)
             close(array, theirs[k], TOLERANCES[dtype], f"{k} after step {step + 1}")
 
 
+@each_dtype
+@pytest.mark.parametrize("case", OPTIMISERS)
+def test_groups_step_by_step(tensor: Any, close: Any, case: str, dtype: str) -> None:
+    name, cls, options, their_options = OPTIMISERS[case]
+    shapes = {"a.weight": (65, 3), "a.bias": (65,), "b.weight": (30, 65), "b.bias": (30,)}
+    parameters = {k: normal(*shape, seed=1, dtype=dtype) for k, shape in shapes.items()}
+    theirs = {k: tensor(a, gradient=True) for k, a in parameters.items()}
+    groups = {
+        "*.bias": {"weight_decay": 0.0},
+        "b.*": {"learning_rate": 0.01, "weight_decay": 0.3},
+    }
+    ours = training.make("optimiser", name, learning_rate=0.05, groups=groups, **options)
+    oracle = getattr(torch.optim, cls)(
+        [
+            {"params": [theirs["a.weight"]]},
+            {"params": [theirs["a.bias"], theirs["b.bias"]], "weight_decay": 0.0},
+            {"params": [theirs["b.weight"]], "lr": 0.01, "weight_decay": 0.3},
+        ],
+        lr=0.05, **their_options,
+    )  # fmt: skip
+    for step in range(10):
+        for k, array in parameters.items():
+            theirs[k].grad = tensor(normal(*array.shape, seed=step + 9, dtype=dtype))
+        ours.step(parameters, {k: x.grad.numpy() for k, x in theirs.items()})
+        oracle.step()
+        for k, array in parameters.items():
+            close(array, theirs[k], TOLERANCES[dtype], f"{k} after step {step + 1}")
+
+
 @pytest.mark.parametrize("curvature", [-1.0, -0.5])
 @pytest.mark.parametrize("manifold", ["poincare", "lorentz"])
 def test_riemannian_adam(tensor: Any, close: Any, manifold: str, curvature: float) -> None:

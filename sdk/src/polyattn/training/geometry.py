@@ -13,7 +13,7 @@ from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, ParameterError, ShapeError
 
 from ._checks import real
-from .optimisers import Adam, Optimiser, Rate
+from .optimisers import Adam, Groups, Optimiser, Rate
 
 _LIMIT = 1 - 1e-6
 """Radii of the ball from which on points are moved inwards: 14.5 from the origin at κ = −1."""
@@ -39,6 +39,8 @@ class NaturalGradient(Optimiser):
     decay
         Diagonal metric: F is a running mean, F ← decay F + (1 − decay) F of this step, without
         bias towards its start at 0. Has no effect on the categorical metric, which refuses it.
+    groups
+        Learning rates of some parameters; see :class:`Optimiser`.
 
     References
     ----------
@@ -55,8 +57,9 @@ class NaturalGradient(Optimiser):
         metric: str = "diagonal",
         damping: float = 1e-3,
         decay: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(learning_rate=learning_rate)
+        super().__init__(learning_rate=learning_rate, groups=groups)
         if metric not in ("diagonal", "categorical"):
             raise ArgumentError("metric", metric, "'diagonal' or 'categorical'")
         self.metric, self.damping = metric, real("damping", damping, above=0)
@@ -98,7 +101,8 @@ class NaturalGradient(Optimiser):
         array -= array.dtype.type(rate) * direction
 
     def options(self) -> dict[str, Any]:
-        return {"metric": self.metric, "damping": self.damping, "decay": self.decay}
+        own = {"metric": self.metric, "damping": self.damping, "decay": self.decay}
+        return {**own, **self._group_options()}
 
 
 def _categorical(logits: Array, gradient: Array, damping: float) -> Array:
@@ -130,6 +134,8 @@ class RiemannianAdam(Adam):
         κ < 0.
     points
         Wildcards for the names of parameters that are points; all are by default.
+    groups
+        Learning rates of some parameters; see :class:`Optimiser`.
 
     References
     ----------
@@ -137,6 +143,7 @@ class RiemannianAdam(Adam):
     """
 
     name = "riemannian-adam"
+    grouped = ("learning_rate",)
 
     def __init__(
         self,
@@ -147,8 +154,9 @@ class RiemannianAdam(Adam):
         manifold: str = "poincare",
         curvature: float = -1.0,
         points: Sequence[str] = ("*",),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(learning_rate=learning_rate, betas=betas, epsilon=epsilon)
+        super().__init__(learning_rate=learning_rate, betas=betas, epsilon=epsilon, groups=groups)
         if manifold not in ("poincare", "lorentz"):
             raise ArgumentError("manifold", manifold, "'poincare' or 'lorentz'")
         self.manifold, self.curvature = manifold, real("curvature", curvature, below=0)
@@ -204,7 +212,9 @@ class RiemannianAdam(Adam):
 
     def options(self) -> dict[str, Any]:
         own = {"manifold": self.manifold, "curvature": self.curvature, "points": list(self.points)}
-        return {"betas": list(self.betas), "epsilon": self.epsilon, **own}
+        return {
+            "betas": list(self.betas), "epsilon": self.epsilon, **own, **self._group_options()
+        }  # fmt: skip
 
 
 def _ball_tangent(x: Array, gradient: Array, k: float) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ pipeline, which are set through their `update`.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from polyattn_core.simd import optimisers as kernels
 from ._checks import flag, real
 
 Rate = float | Callable[[int], float]
+Groups = Mapping[str, Mapping[str, Any]]
+"""Wildcards for names of parameters → options that these have of their own."""
 
 
 class Optimiser(ABC):
@@ -34,25 +37,74 @@ class Optimiser(ABC):
     ----------
     learning_rate
         A number, or a schedule: a function of the steps taken so far.
+    groups
+        Options of some parameters, by wildcards for their names: `learning_rate`, and
+        `weight_decay` where there is one, as in ``{"*.bias": {"weight_decay": 0}}``. Those of the
+        first wildcard that fits count, and the optimiser's own for what they do not say.
     """
 
     name: ClassVar[str]
     slots: tuple[str, ...] = ()
     """Names of what is remembered about each parameter."""
+    grouped: tuple[str, ...] = ("learning_rate",)
+    """Options that groups may have."""
 
-    def __init__(self, *, learning_rate: Rate) -> None:
-        if not callable(learning_rate):
-            learning_rate = real("learning_rate", learning_rate, least=0)
-        self.learning_rate: Rate = learning_rate
+    def __init__(self, *, learning_rate: Rate, groups: Groups | None = None) -> None:
+        self.learning_rate: Rate = _checked("learning_rate", learning_rate)
+        self.groups = self._checked_groups(groups)
+        """Wildcards with their options, in order."""
+        self._group_of: dict[str, str] = {}  # name → wildcard, "" for none
+        self._all_fit = not self.groups
         self.steps = 0
         """Steps taken."""
         self._state: dict[str, dict[str, Array]] = {}
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step."""
-        found = self.learning_rate
-        return real("learning_rate", found(self.steps), least=0) if callable(found) else found
+        """The learning rate of the next step, of parameters that no group gives another."""
+        return self._at(self.learning_rate)
+
+    def rate_of(self, name: str) -> float:
+        """The learning rate of the next step of one parameter."""
+        return self._at(self._option(name, "learning_rate"))
+
+    def _at(self, rate: Rate) -> float:
+        return real("learning_rate", rate(self.steps), least=0) if callable(rate) else rate
+
+    def _option(self, name: str, option: str) -> Any:
+        """An option as it is for one parameter."""
+        if not self.groups:
+            return getattr(self, option)
+        pattern = self._group_of.get(name)
+        if pattern is None:
+            fitting = (p for p in self.groups if fnmatch.fnmatchcase(name, p))
+            pattern = self._group_of[name] = next(fitting, "")
+        return self.groups.get(pattern, {}).get(option, getattr(self, option))
+
+    def _checked_groups(self, groups: Groups | None) -> dict[str, dict[str, Any]]:
+        if groups is None:
+            return {}
+        known = f"a mapping of wildcards to options: {', '.join(self.grouped)}"
+        if not isinstance(groups, Mapping):
+            raise ArgumentError("groups", groups, known)
+        found: dict[str, dict[str, Any]] = {}
+        for pattern, options in groups.items():
+            if not isinstance(pattern, str) or not pattern or not isinstance(options, Mapping):
+                raise ArgumentError("groups", {pattern: options}, known)
+            place = f"groups[{pattern!r}]"
+            for option in options:
+                if option not in self.grouped:
+                    raise ArgumentError(place, option, f"options {', '.join(self.grouped)}")
+            found[pattern] = {k: _checked(k, v, f"{place}: {k}") for k, v in options.items()}
+        return found
+
+    def _check_patterns(self, names: Mapping[str, Any]) -> None:
+        """All wildcards fit something: a mistake would make their options have no effect."""
+        for pattern in () if self._all_fit else self.groups:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                accepted = f"wildcards for {', '.join(names) or 'no names'}"
+                raise ParameterError("groups", pattern, accepted)
+        self._all_fit = True
 
     def step(
         self,
@@ -78,10 +130,11 @@ class Optimiser(ABC):
         Raises
         ------
         ParameterError, ShapeError, DTypeError
-            Where a gradient has no parameter, or another shape than it, or is refused. Nothing has
-            changed then.
+            Where a gradient has no parameter, or another shape than it, or is refused; or where, in
+            the first step, a group has no parameter. Nothing has changed then.
         """
         managed = is_managed(parameters)
+        self._check_patterns(parameters)
         work: dict[str, tuple[Array, Array]] = {}
         for name, gradient in gradients.items():
             if name not in parameters:
@@ -91,24 +144,26 @@ class Optimiser(ABC):
             if (managed or check_finite) and not _finite(work[name][1]):
                 value = "values that are not finite"
                 raise ParameterError(f"gradients[{name!r}]", value, "finite numbers")
-        rate, count = self.rate, self.steps + 1
+        rates, count = {name: self.rate_of(name) for name in work}, self.steps + 1
         for name, (array, _) in work.items():
             self._slots_of(name, array)
         if managed:
-            self._step_managed(parameters, work, rate, count)
+            self._step_managed(parameters, work, rates, count)
         else:
             for name, (array, gradient) in work.items():
-                self._step_one(name, array, gradient, self._slots_of(name, array), rate, count)
+                state = self._slots_of(name, array)
+                self._step_one(name, array, gradient, state, rates[name], count)
         self.steps = count
 
     def _step_managed(
-        self, parameters: Any, work: dict[str, tuple[Array, Array]], rate: float, count: int
-    ) -> None:
+        self, parameters: Any, work: dict[str, tuple[Array, Array]], rates: Mapping[str, float],
+        count: int,
+    ) -> None:  # fmt: skip
         # On copies of the state, because `update` refuses a step that leads to infinity.
         states = {}
         for name, (array, gradient) in work.items():
             states[name] = {k: a.copy() for k, a in self._slots_of(name, array).items()}
-            self._step_one(name, array, gradient, states[name], rate, count)
+            self._step_one(name, array, gradient, states[name], rates[name], count)
         parameters.update({name: array for name, (array, _) in work.items()}, partial=True)
         self._state.update(states)
 
@@ -172,7 +227,17 @@ class Optimiser(ABC):
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """What it was made with, apart from the learning rate, ready for JSON."""
+        """What it was made with, apart from learning rates, ready for JSON."""
+
+    def _group_options(self) -> dict[str, Any]:
+        """The groups as part of :meth:`options`: pairs in their order, which decides."""
+        if not self.groups:
+            return {}
+        pairs = [
+            [pattern, {k: v for k, v in options.items() if k != "learning_rate"}]
+            for pattern, options in self.groups.items()
+        ]
+        return {"groups": pairs}
 
     def state(self) -> dict[str, Array]:
         """Copies of what is remembered, by ``slot/parameter``; :attr:`steps` belongs to it."""
@@ -207,12 +272,21 @@ class Optimiser(ABC):
 
     def __repr__(self) -> str:
         options = {"learning_rate": self.learning_rate, **self.options()}
+        if self.groups:
+            options["groups"] = self.groups
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
 
 
 def is_managed(parameters: Mapping[str, Any]) -> bool:
     """Parameters of a mechanism or pipeline, which `update` sets; arrays are written to."""
     return hasattr(parameters, "update") and not isinstance(parameters, dict)
+
+
+def _checked(option: str, value: Any, place: str = "") -> Any:
+    """A learning rate or weight decay."""
+    if option == "learning_rate" and callable(value):
+        return value
+    return real(place or option, value, least=0)
 
 
 def _finite(array: Array) -> bool:
@@ -235,6 +309,8 @@ class SGD(Optimiser):
         Steps by g + λ θ + μ v instead: the gradient where momentum leads. Needs momentum.
     weight_decay
         λ.
+    groups
+        Learning rates and weight decay of some parameters; see :class:`Optimiser`.
 
     References
     ----------
@@ -250,6 +326,7 @@ class SGD(Optimiser):
     """
 
     name = "sgd"
+    grouped: tuple[str, ...] = ("learning_rate", "weight_decay")
 
     def __init__(
         self,
@@ -258,8 +335,9 @@ class SGD(Optimiser):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(learning_rate=learning_rate)
+        super().__init__(learning_rate=learning_rate, groups=groups)
         self.momentum = real("momentum", momentum, least=0, below=1)
         self.nesterov = flag("nesterov", nesterov)
         self.weight_decay = real("weight_decay", weight_decay, least=0)
@@ -280,7 +358,7 @@ class SGD(Optimiser):
         velocity = state["velocity"].reshape(-1) if state else None
         kernels.sgd(
             array.reshape(-1), gradient.reshape(-1), velocity, rate=rate, momentum=self.momentum,
-            coupled=self.weight_decay, nesterov=self.nesterov,
+            coupled=self._option(name, "weight_decay"), nesterov=self.nesterov,
         )  # fmt: skip
 
     def options(self) -> dict[str, Any]:
@@ -288,6 +366,7 @@ class SGD(Optimiser):
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "weight_decay": self.weight_decay,
+            **self._group_options(),
         }
 
 
@@ -307,6 +386,8 @@ class Adam(Optimiser):
         ε > 0.
     weight_decay
         λ.
+    groups
+        Learning rates and weight decay of some parameters; see :class:`Optimiser`.
 
     References
     ----------
@@ -315,6 +396,7 @@ class Adam(Optimiser):
 
     name = "adam"
     slots = ("first", "second")
+    grouped: tuple[str, ...] = ("learning_rate", "weight_decay")
 
     def __init__(
         self,
@@ -323,8 +405,9 @@ class Adam(Optimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(learning_rate=learning_rate)
+        super().__init__(learning_rate=learning_rate, groups=groups)
         try:
             first, second = betas
         except (TypeError, ValueError):
@@ -345,17 +428,18 @@ class Adam(Optimiser):
         kernels.adam(
             array.reshape(-1), gradient.reshape(-1), state["first"].reshape(-1),
             state["second"].reshape(-1), rate=rate, betas=(self.betas[0], self.betas[1]),
-            epsilon=self.epsilon, step=step, **self._decay(),
+            epsilon=self.epsilon, step=step, **self._decay(name),
         )  # fmt: skip
 
-    def _decay(self) -> dict[str, float]:
-        return {"coupled": self.weight_decay}
+    def _decay(self, name: str) -> dict[str, float]:
+        return {"coupled": self._option(name, "weight_decay")}
 
     def options(self) -> dict[str, Any]:
         return {
             "betas": list(self.betas),
             "epsilon": self.epsilon,
             "weight_decay": self.weight_decay,
+            **self._group_options(),
         }
 
 
@@ -365,6 +449,17 @@ class AdamW(Adam):
     References
     ----------
     Loshchilov and Hutter, Decoupled weight decay regularization, arXiv:1711.05101.
+
+    Examples
+    --------
+    No decay for vectors, and smaller steps for what lies below:
+
+    >>> optimiser = AdamW(
+    ...     learning_rate=1e-3,
+    ...     groups={"*.bias": {"weight_decay": 0.0}, "0.*": {"learning_rate": 1e-4}},
+    ... )
+    >>> [optimiser.rate_of(name) for name in ("0.weight", "0.bias", "1.weight")]
+    [0.0001, 0.001, 0.001]
     """
 
     name = "adamw"
@@ -376,13 +471,15 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
+        groups: Groups | None = None,
     ) -> None:
         super().__init__(
-            learning_rate=learning_rate, betas=betas, epsilon=epsilon, weight_decay=weight_decay
-        )
+            learning_rate=learning_rate, betas=betas, epsilon=epsilon, weight_decay=weight_decay,
+            groups=groups,
+        )  # fmt: skip
 
-    def _decay(self) -> dict[str, float]:
-        return {"decoupled": self.weight_decay}
+    def _decay(self, name: str) -> dict[str, float]:
+        return {"decoupled": self._option(name, "weight_decay")}
 
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimiser", "Rate"]
+__all__ = ["SGD", "Adam", "AdamW", "Groups", "Optimiser", "Rate"]
