@@ -8,7 +8,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 
 def test_the_page_runs():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), scope)

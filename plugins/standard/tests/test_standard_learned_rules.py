@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ def torch_gradients(
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     inputs = [torch.tensor(array, requires_grad=True) for array in arrays]
     weights = {
-        n: torch.tensor(np.array(a), requires_grad=True) for n, a in layer.parameters.items()
+        n: torch.tensor(np.array(a, np.float64), requires_grad=True)
+        for n, a in layer.parameters.items()
     }
     expected = rule(torch, *inputs, weights)
     output, pullback = layer.attend_vjp(*arrays, **options)
@@ -163,6 +165,161 @@ def test_small_panels_and_threads(
             np.testing.assert_allclose(getattr(found, part), getattr(gradients, part), **CLOSE)
         for part, array in gradients.parameters.items():
             np.testing.assert_allclose(found.parameters[part], array, **CLOSE)
+
+
+# ---- positions and dropout of panels, and of Hopfield networks ----
+
+POSITIONS = ["rope", {"kind": "rope", "interleaved": True, "size": 2}, "alibi", "t5"]
+
+
+def placed(torch: Any, plain: Any, position: Any, p: Any) -> tuple[Callable[..., Any], Any]:
+    """What turns an array, and what is added to the scores of 5 queries and 7 keys."""
+    if position == "alibi":
+        return lambda x, first: x, torch.tensor(plain.alibi(3, 5, 7))
+    if position == "t5":
+        which = [[plain.bucket(j - (i + 2)) for j in range(7)] for i in range(5)]
+        return lambda x, first: x, p["position.table"][:, which]
+    options = {} if position == "rope" else {k: v for k, v in position.items() if k != "kind"}
+
+    def turned(x: Any, first: int) -> Any:
+        # A linear map of each token, found by turning unit vectors.
+        unit = np.broadcast_to(np.eye(4)[:, None], (4, x.shape[-2], 4)).copy()
+        maps = torch.tensor(plain.rope(unit, first, **options))  # (in, token, out)
+        return torch.einsum("bhni,ino->bhno", x, maps)
+
+    return turned, 0
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("position", POSITIONS, ids=str)
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_talking_heads_with_positions(
+    create: Create, arrays: Arrays, plain: Any, position: Any, softcap: float | None
+) -> None:
+    """As the streaming engine has them: ALiBi, cap, T5."""
+
+    def rule(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+        turned, added = placed(torch, plain, position, p)
+        q, k = turned(q, 2), turned(k, 0)
+        scores = torch.einsum("gh,bhqd,bhkd->bgqk", p["scores.mix"], q, k) / 2
+        scores = scores + added if position == "alibi" else scores
+        scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+        scores = scores if position == "alibi" else scores + added
+        return torch.einsum("gh,bhqk->bgqk", p["weights.mix"], torch.softmax(scores, -1)) @ v
+
+    layer = learned(create("talking-heads", dim=12, heads=3, position=position, softcap=softcap))
+    torch_gradients(layer, arrays(), rule)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("position", ["alibi", "t5"])
+def test_additive_with_positions(create: Create, arrays: Arrays, plain: Any, position: Any) -> None:
+    def rule(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+        left = torch.einsum("hud,bhqd->bhqu", p["query.weight"], q)[..., :, None, :]
+        right = torch.einsum("hud,bhkd->bhku", p["key.weight"], k)[..., None, :, :]
+        scores = torch.einsum("bhqku,hu->bhqk", torch.tanh(left + right), p["vector"])
+        return torch.softmax(scores + placed(torch, plain, position, p)[1], -1) @ v
+
+    torch_gradients(learned(create("additive", dim=12, heads=3, position=position)), arrays(), rule)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("position", POSITIONS, ids=str)
+def test_hopfield_with_positions(create: Create, arrays: Arrays, plain: Any, position: Any) -> None:
+    """In each step; queries and patterns are turned once."""
+
+    def rule(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+        turned, added = placed(torch, plain, position, p)
+        q, k = turned(q, 2), turned(k, 0)
+        for _ in range(3):
+            q = torch.softmax(0.6 * q @ k.transpose(-1, -2) + added, -1) @ k
+        return torch.softmax(0.6 * q @ k.transpose(-1, -2) + added, -1) @ v
+
+    options = {"beta": 0.6, "iterations": 3, "tolerance": 0, "position": position}
+    layer = learned(create("hopfield", dim=12, heads=3, **options))
+    torch_gradients(layer, arrays(), rule)
+    copied = pickle.loads(pickle.dumps(layer))
+    np.testing.assert_array_equal(copied.attend(*arrays()), layer.attend(*arrays()))
+
+
+def test_hopfield_retrieves_where_the_query_is(create: Create, arrays: Arrays) -> None:
+    query, key, _ = arrays()
+    still = create("hopfield", dim=12, heads=3, iterations=0, position="rope")
+    np.testing.assert_allclose(still.retrieve(query, key), query, **CLOSE)
+    layer = create("hopfield", dim=12, heads=3, iterations=1, position="rope")
+    state = layer.retrieve(query, key)
+    once = create("scaled-dot-product", dim=12, heads=3, position="rope")
+    expected = once.attend(state, key, key)
+    two = create("hopfield", dim=12, heads=3, iterations=1, tolerance=0, position="rope")
+    np.testing.assert_allclose(two.attend(query, key, key), expected, **CLOSE)
+
+
+def test_additive_scores_are_no_products_to_turn(create: Create) -> None:
+    with pytest.raises(ConfigError, match=r"position: got rope; expected one of 'alibi', 't5'"):
+        create("additive", dim=12, heads=3, position="rope")
+    with pytest.raises(ConfigError, match="position"):
+        create("stick-breaking", dim=12, heads=3, position="alibi")
+
+
+@pytest.mark.parametrize("name", ["talking-heads", "hopfield"])
+def test_dropout_is_that_of_the_engine(create: Create, arrays: Arrays, name: str) -> None:
+    """Silent heads and networks without steps are plain attention: the same weights are dropped."""
+    options: dict[str, Any] = {"iterations": 0} if name == "hopfield" else {}
+    layer = create(name, dim=12, heads=3, dropout=0.3, **options)
+    plain = create("scaled-dot-product", dim=12, heads=3, dropout=0.3)
+    given = arrays(queries=65, keys=63)
+    for seed in (0, 7, (1 << 31) - 1):
+        output, pull = layer.attend_vjp(*given, training=True, rng=seed)
+        expected, pull_plain = plain.attend_vjp(*given, training=True, rng=seed)
+        np.testing.assert_allclose(output, expected, **CLOSE)
+        found, wanted = pull(np.cos(output)), pull_plain(np.cos(output))
+        for part in ("query", "key", "value"):
+            np.testing.assert_allclose(getattr(found, part), getattr(wanted, part), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["talking-heads", "additive", "stick-breaking", "hopfield"])
+def test_dropout_drops_weights(
+    create: Create, arrays: Arrays, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Values that are unit vectors show the weights, of which some are 0 and others larger."""
+    query, key, _ = arrays(queries=65, keys=63)
+    value = np.broadcast_to(np.eye(63), (2, 3, 63, 63))
+    layer = learned(create(name, dim=12, heads=3, dropout=0.3))
+    weights = layer.attend(query, key, value)
+    dropped = layer.attend(query, key, value, training=True, rng=3)
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped[kept], weights[kept] / 0.7, rtol=1e-9)
+    assert 0.68 < kept.mean() < 0.72
+    monkeypatch.setattr(panels, "_PANEL", 3 * 63 * 4)
+    again = layer.attend(query, key, value, training=True, rng=3)
+    np.testing.assert_allclose(again, dropped, **CLOSE)
+    assert ((layer.attend(query, key, value, training=True, rng=4) != 0) != kept).any()
+
+
+@pytest.mark.oracle
+def test_gradients_of_what_was_dropped(create: Create, arrays: Arrays) -> None:
+    query, key, value = arrays()
+    options = {"training": True, "rng": 3}
+    units = np.broadcast_to(np.eye(7), (2, 3, 7, 7))
+    for name, weigh in (("additive", additive), ("stick-breaking", broken)):
+        layer = learned(create(name, dim=12, heads=3, dropout=0.4))
+        kept = layer.attend(query, key, units, **options) != 0
+
+        def rule(
+            torch: Any, q: Any, k: Any, v: Any, p: Any, weigh: Any = weigh, kept: Any = kept
+        ) -> Any:
+            weights = weigh(torch, q, k, torch.eye(7, dtype=v.dtype), p)
+            return (weights * torch.tensor(kept) / 0.6) @ v
+
+        torch_gradients(layer, (query, key, value), rule, **options)
+
+
+def broken(torch: Any, q: Any, k: Any, v: Any, p: Any) -> Any:
+    """Stick-breaking without a mask."""
+    share = torch.sigmoid(q @ k.transpose(-1, -2) / 2)
+    left = torch.cumprod((1 - share).flip(-1), -1).flip(-1)
+    left = torch.cat((left[..., 1:], torch.ones_like(left[..., :1])), -1)
+    return (share * left) @ v
 
 
 # ---- Hopfield ----

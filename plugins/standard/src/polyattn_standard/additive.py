@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ class Additive(PanelMechanism):
 
     with the parameters `query.weight` W and `key.weight` U (heads, hidden, head size) and `vector`
     u (heads, hidden), where `hidden` is the head size unless given. Scores stay within ±Σ|u|. W q
-    and U k are computed once for each token; only the sum and tanh are computed for each pair.
+    and U k are computed once for each token; only the sum and tanh are computed for each pair. The
+    scores are no products, so that rotary positions would not depend on distances: `position` adds
+    to the scores.
 
     O(n² hidden) time for each head, of which each step is a tanh: several times a dot product.
     O(n hidden) memory and a panel of scores.
@@ -48,6 +51,7 @@ class Additive(PanelMechanism):
             "query.weight": rng.uniform(-bound, bound, (heads, hidden, size)),
             "key.weight": rng.uniform(-bound, bound, (heads, hidden, size)),
             "vector": rng.uniform(-1, 1, (heads, hidden)),
+            **super()._initial_parameters(rng),
         }
 
     def _projected(self, call: Call) -> Call:
@@ -61,10 +65,7 @@ class Additive(PanelMechanism):
         with np.errstate(invalid="ignore", over="ignore"):
             key = np.repeat(call.key, heads // call.key.shape[1], axis=1) @ right
             query = call.query @ left
-        return Call(
-            np.ascontiguousarray(query), np.ascontiguousarray(key), call.value, call.shape,
-            call.mask, call.bias,
-        )  # fmt: skip
+        return replace(call, query=np.ascontiguousarray(query), key=np.ascontiguousarray(key))
 
     def _forward(self, call: Call) -> Array:
         return super()._forward(self._projected(call))

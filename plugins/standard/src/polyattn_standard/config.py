@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from polyattn_core.config import AttentionConfig
-from polyattn_core.positions import Rope
+from polyattn_core.positions import Alibi, Position, Rope, T5Bias
 from polyattn_core.streaming import ScaledConfig, StreamingConfig
+
+DistanceBias = Annotated[Alibi | T5Bias, Field(discriminator="kind")]
+"""Position axes that add to scores."""
 
 
 class ScaledDotProductConfig(ScaledConfig):
@@ -135,11 +138,21 @@ class DifferentialConfig(ScaledConfig):
         return self
 
 
+def _by_name(value: object) -> object:
+    """The name of a position axis stands for it with its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class HopfieldConfig(AttentionConfig):
     """Options of `hopfield`."""
 
     causal: bool = False
     """Hide later keys; with more keys than queries, the last query is at the last key."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability to drop a weight while training; of the last step, by which queries attend."""
+    position: Annotated[Position | None, BeforeValidator(_by_name)] = None
+    """Position axis of all steps: "rope", "alibi", "t5", or one of these with options as a
+    mapping."""
     beta: float | None = Field(default=None, gt=0)
     """Inverse temperature β; 1/√(head size) by default."""
     iterations: int = Field(default=3, ge=0, le=1000)
@@ -155,11 +168,15 @@ class PanelConfig(AttentionConfig):
     """Hide later keys; with more keys than queries, the last query is at the last key."""
     softcap: float | None = Field(default=None, gt=0)
     """Cap scores softly: softcap · tanh(score / softcap)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability to drop a weight while training."""
 
 
 class AdditiveConfig(PanelConfig):
     """Options of `additive`."""
 
+    position: Annotated[DistanceBias | None, BeforeValidator(_by_name)] = None
+    """Position axis: "alibi", "t5", or one of these with options as a mapping."""
     hidden: int | None = Field(default=None, ge=1, le=1 << 16)
     """Units that compare a query and a key; the head size by default."""
 
@@ -167,6 +184,8 @@ class AdditiveConfig(PanelConfig):
 class TalkingHeadsConfig(PanelConfig):
     """Options of `talking-heads`."""
 
+    position: Annotated[Position | None, BeforeValidator(_by_name)] = None
+    """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
     scale: float | None = Field(default=None, gt=0)
     """Factor of the scores; 1/√(head size) by default."""
 
@@ -205,18 +224,13 @@ class LatentConfig(AttentionConfig):
     """Added to the mean square of `norm`."""
     rope_size: int = Field(default=16, ge=0, le=1 << 16, multiple_of=2)
     """Coordinates of the decoupled rotary key, which all heads share; 0 for no positions."""
-    position: Rope = Rope()
+    position: Annotated[Rope, BeforeValidator(_by_name)] = Rope()
     """How the rotary key turns: "rope", or a mapping with options of it, but for `size`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability to drop a weight while training."""
     absorbed: bool | None = None
     """Attend in the latent space, up-projections absorbed into queries and outputs; by default
     where queries are few."""
-
-    @field_validator("position", mode="before")
-    @classmethod
-    def _by_name(cls, value: object) -> object:
-        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_position(self) -> Self:

@@ -19,6 +19,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array, unbroadcast
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
+from polyattn_core.positions import Alibi, T5Bias, alibi_slopes, t5_buckets
 
 from .rows import VisibleRows
 
@@ -45,10 +46,18 @@ class Panel:
 class PanelMechanism(Mechanism):
     """A mechanism computed in panels. Subclasses give the scores, the weights and their pullbacks.
 
-    Hidden scores are −∞ when weights are made of them, and their weights have to be 0.
+    Hidden scores are −∞ when weights are made of them, and their weights have to be 0. Positions
+    that are biases of scores are added here, where the configuration has them.
     """
 
     config: Any
+
+    def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        position = getattr(self.config, "position", None)
+        if not isinstance(position, T5Bias):
+            return {}
+        shape = (self.config.heads, position.buckets)
+        return {"position.table": rng.normal(0, 0.02, shape).astype(np.float32)}
 
     @abstractmethod
     def _scores(self, panel: Panel) -> tuple[Array, Any]:
@@ -68,24 +77,41 @@ class PanelMechanism(Mechanism):
 
     # ---- one panel ----------------------------------------------------------------------------
 
-    def _attended(self, call: Call, panel: Panel) -> tuple[Array, Array, tuple[Any, Any, Array]]:
-        """Output, weights, and the tapes with the slope of the cap."""
+    def _attended(
+        self, call: Call, panel: Panel
+    ) -> tuple[Array, Array, tuple[Any, Any, Array, Array | None]]:
+        """Output, weights, and the tapes with the slope of the cap and the factors of dropout."""
+        position = getattr(self.config, "position", None)
         # What is hidden may hold anything; a warning about it would mislead.
         with np.errstate(invalid="ignore", over="ignore"):
             scores, tape = self._scores(panel)
             slope = np.ones((1, 1, 1), scores.dtype)
+            if isinstance(position, Alibi):
+                slopes = alibi_slopes(len(scores)).astype(scores.dtype)
+                distance = abs(_distance(call, panel)).astype(scores.dtype)
+                scores = scores - slopes[:, None, None] * distance
             if self.config.softcap is not None:
                 bent = np.tanh(scores / self.config.softcap)
                 scores, slope = self.config.softcap * bent, 1 - bent * bent
+            if isinstance(position, T5Bias):
+                table = self.parameters.cast("position.table", scores.dtype)
+                scores = scores + table[:, t5_buckets(_distance(call, panel), position)]
             if call.bias is not None:
                 scores = scores + _panel_of(call, call.bias, panel)
         if panel.visible is not None:
             scores = np.where(panel.visible, scores, -np.inf)
         weights, second = self._weights(panel, scores)
-        return product(weights, panel.value, panel.visible), weights, (tape, second, slope)
+        factors = None
+        if call.seed is not None:
+            keep = 1 - self.config.dropout
+            stays = kept(call.seed, panel, weights.shape, keep)
+            factors = stays * weights.dtype.type(1 / keep)
+            weights = weights * factors
+        output = product(weights, panel.value, panel.visible)
+        return output, weights, (tape, second, slope, factors)
 
     def _pulled_back(self, call: Call, panel: Panel, gradient: Array) -> None:
-        _, weights, (tape, second, slope) = self._attended(call, panel)
+        _, weights, (tape, second, slope, factors) = self._attended(call, panel)
         heads, key_heads = len(weights), len(panel.value)
         panel.sums["value"][panel.batch] += by_group(weights, key_heads).swapaxes(1, 2) @ by_group(
             gradient, key_heads
@@ -95,7 +121,15 @@ class PanelMechanism(Mechanism):
         by_weight = by_weight.reshape(heads, -1, by_weight.shape[-1])
         if panel.visible is not None:
             by_weight = np.where(panel.visible, by_weight, 0)
+        if factors is not None:
+            by_weight = by_weight * factors
         by_score = self._weights_pullback(panel, second, by_weight)
+        position = getattr(self.config, "position", None)
+        if isinstance(position, T5Bias):
+            places = t5_buckets(_distance(call, panel), position).reshape(-1)
+            for head, own in enumerate(by_score.reshape(heads, -1)):
+                total = np.bincount(places, own, position.buckets)
+                panel.sums["position.table"][head] += total
         if call.bias is not None:
             _add_bias(call, panel, by_score)
         with np.errstate(invalid="ignore"):
@@ -216,6 +250,26 @@ class PanelMechanism(Mechanism):
             )  # fmt: skip
 
         return PanelMechanism._forward(self, call), pullback
+
+
+def kept(seed: int, panel: Panel, shape: tuple[int, ...], keep: float) -> Array:
+    """Which weights survive dropout: those that the streaming engine keeps, by the same hash."""
+    whole = np.uint32
+    heads, rows, keys = (np.arange(n, dtype=whole) for n in shape)
+    x = np.full((1, 1, 1), seed, whole) + np.full(1, panel.batch, whole) * whole(0x9E3779B1)
+    x = (x ^ heads[:, None, None]) * whole(0x85EBCA77)
+    x = ((x ^ (x >> whole(15))) + (rows + whole(panel.rows.start))[:, None]) * whole(0xC2B2AE3D)
+    x = ((x ^ (x >> whole(13))) + keys) * whole(0x27D4EB2F)
+    x = (x ^ (x >> whole(16))) * whole(0x165667B1)
+    x ^= x >> whole(15)
+    return np.asarray((x >> whole(8)) * np.float32(2**-24) < np.float32(keep))
+
+
+def _distance(call: Call, panel: Panel) -> Array:
+    """Key − query, (rows, keys)."""
+    shape = call.shape
+    own = np.arange(panel.rows.start, panel.rows.stop) + shape.keys - shape.queries
+    return np.asarray(np.arange(shape.keys) - own[:, None])
 
 
 def _output(call: Call) -> Array:

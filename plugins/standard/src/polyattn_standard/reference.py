@@ -7,6 +7,7 @@ All functions take (batch, heads, tokens, size) arrays, keys and values with as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ def additive(
     right = np.einsum("hud,bhkd->bhku", parameters["key.weight"], key)
     both = np.tanh(left[..., :, None, :] + right[..., None, :, :])
     scores = np.einsum("bhqku,hu->bhqk", both, parameters["vector"])
-    return np.asarray(_softmax(_capped(scores, mask, bias, config)) @ value)
+    return np.asarray(_softmax(adjusted_scores(scores, mask, bias, config, parameters)) @ value)
 
 
 def talking_heads(
@@ -262,11 +263,12 @@ def talking_heads(
 ) -> Array:  # fmt: skip
     """Heads mixed before and after the soft-max."""
     key, value = repeat_heads(query, key, value)
+    query, key = rotated(query, key, config)
     scale = config.scale if config.scale is not None else query.shape[-1] ** -0.5
     scores = np.einsum(
         "gh,bhqk->bgqk", parameters["scores.mix"], scale * query @ key.swapaxes(-1, -2)
     )
-    weights = _softmax(_capped(scores, mask, bias, config))
+    weights = _softmax(adjusted_scores(scores, mask, bias, config, parameters))
     mixed = np.einsum("gh,bhqk->bgqk", parameters["weights.mix"], weights)
     return np.asarray((mixed if mask is None else np.where(mask, mixed, 0)) @ value)
 
@@ -292,15 +294,20 @@ def hopfield(
 ) -> Array:  # fmt: skip
     """ξ ← softmax(β ξ·Kᵀ) K until it rests, then softmax(β ξ·Kᵀ) v."""
     key, value = repeat_heads(query, key, value)
+    query, key = rotated(query, key, config)
     beta = config.beta if config.beta is not None else query.shape[-1] ** -0.5
+
+    def weights(state: Array) -> Array:
+        scores = beta * state @ key.swapaxes(-1, -2)
+        slopes = SimpleNamespace(position=config.position, softcap=None)
+        return _softmax(adjusted_scores(scores, mask, bias, slopes, parameters))
+
     state, moving = query, np.ones((*query.shape[:-1], 1), bool)
     for _ in range(config.iterations):
-        weights = _softmax(_capped(beta * state @ key.swapaxes(-1, -2), mask, bias, config))
-        following = np.where(moving, weights @ key, state)
+        following = np.where(moving, weights(state) @ key, state)
         moving = moving & (abs(following - state).max(-1, keepdims=True) > config.tolerance)
         state = following
-    scores = _capped(beta * state @ key.swapaxes(-1, -2), mask, bias, config)
-    return np.asarray(_softmax(scores) @ value)
+    return np.asarray(weights(state) @ value)
 
 
 def latent(

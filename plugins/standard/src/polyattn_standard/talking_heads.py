@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from polyattn_core.arrays import Array
+from polyattn_core.mechanism import Call, Gradients, Pullback
 
 from .panels import Panel, PanelMechanism, scaled_products, scaled_products_pullback, softmax
 from .panels import softmax_pullback as _softmax_pullback
+from .turning import turned
 
 
 class TalkingHeads(PanelMechanism):
@@ -20,8 +22,9 @@ class TalkingHeads(PanelMechanism):
 
     where P and R are the parameters `scores.mix` and `weights.mix` (heads, heads), each row for one
     head that listens. They start at the identity, with which this is the transformer's attention;
-    rows need not sum to 1, nor weights be positive. Soft cap, bias and mask act on mixed scores;
-    the mask once more on mixed weights, so that a mask may differ between heads.
+    rows need not sum to 1, nor weights be positive. Positions as biases, soft cap, bias and mask
+    act on mixed scores; the mask once more on mixed weights, so that a mask may differ between
+    heads; dropout on mixed weights.
 
     O(n² (d + heads)) time for each head, O(n) memory for a panel of queries and all heads.
 
@@ -42,7 +45,25 @@ class TalkingHeads(PanelMechanism):
     """
 
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
-        return {name: np.eye(self.config.heads) for name in ("scores.mix", "weights.mix")}
+        arrays = {name: np.eye(self.config.heads) for name in ("scores.mix", "weights.mix")}
+        return {**arrays, **super()._initial_parameters(rng)}
+
+    def _forward(self, call: Call) -> Array:
+        return super()._forward(turned(call, self.config.position)[0])
+
+    def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
+        return super()._observe(turned(call, self.config.position)[0], wanted)
+
+    def _vjp(self, call: Call) -> tuple[Array, Pullback]:
+        inner, back = turned(call, self.config.position)
+        output, pull = super()._vjp(inner)
+
+        def pullback(gradient: Array) -> Gradients:
+            found = pull(gradient)
+            found.query, found.key = back(found.query, found.key)
+            return found
+
+        return output, pullback
 
     def _scale(self, panel: Panel) -> float:
         scale = self.config.scale
