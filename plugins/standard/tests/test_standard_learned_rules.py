@@ -142,17 +142,25 @@ def test_talking_heads_start_silent(create: Create, arrays: Arrays) -> None:
     np.testing.assert_allclose(output, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["talking-heads", "additive", "stick-breaking"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("talking-heads", {}), ("additive", {}), ("stick-breaking", {}),
+        ("talking-heads", {"position": "t5"}), ("talking-heads", {"position": "rope"}),
+        ("additive", {"position": "alibi"}),
+    ],
+)  # fmt: skip
 def test_small_panels_and_threads(
-    create: Create, arrays: Arrays, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+    create: Create, arrays: Arrays, monkeypatch: pytest.MonkeyPatch, name: str,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
     """However queries are divided among panels and threads, nothing changes but rounding."""
     query, key, value = arrays(queries=65, keys=63)
     bias = np.random.default_rng(5).standard_normal((2, 1, 65, 1))
     mask = Causal() & Padding(np.array([63, 40]))
 
     def run(threads: int) -> Any:
-        layer = learned(create(name, dim=12, heads=3, threads=threads))
+        layer = learned(create(name, dim=12, heads=3, threads=threads, **options))
         output, pullback = layer.attend_vjp(query, key, value, mask=mask, bias=bias)
         return output, pullback(np.cos(output))
 

@@ -21,6 +21,7 @@ from polyattn_core.arrays import Array, unbroadcast
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 from polyattn_core.positions import Alibi, T5Bias, alibi_slopes, t5_buckets
 
+from .panel_positions import add_table, all_distances, kept, rows_of
 from .rows import VisibleRows
 
 _PANEL = 1 << 19  # scores of a panel: a few MB, which stay near the processor
@@ -87,15 +88,16 @@ class PanelMechanism(Mechanism):
             scores, tape = self._scores(panel)
             slope = np.ones((1, 1, 1), scores.dtype)
             if isinstance(position, Alibi):
-                slopes = alibi_slopes(len(scores)).astype(scores.dtype)
-                distance = abs(_distance(call, panel)).astype(scores.dtype)
-                scores = scores - slopes[:, None, None] * distance
+                by_distance = -alibi_slopes(len(scores))[:, None] * abs(all_distances(call))
+                scores = scores + rows_of(by_distance.astype(scores.dtype), panel)
             if self.config.softcap is not None:
                 bent = np.tanh(scores / self.config.softcap)
                 scores, slope = self.config.softcap * bent, 1 - bent * bent
             if isinstance(position, T5Bias):
                 table = self.parameters.cast("position.table", scores.dtype)
-                scores = scores + table[:, t5_buckets(_distance(call, panel), position)]
+                scores = scores + rows_of(
+                    table[:, t5_buckets(all_distances(call), position)], panel
+                )
             if call.bias is not None:
                 scores = scores + _panel_of(call, call.bias, panel)
         if panel.visible is not None:
@@ -126,10 +128,7 @@ class PanelMechanism(Mechanism):
         by_score = self._weights_pullback(panel, second, by_weight)
         position = getattr(self.config, "position", None)
         if isinstance(position, T5Bias):
-            places = t5_buckets(_distance(call, panel), position).reshape(-1)
-            for head, own in enumerate(by_score.reshape(heads, -1)):
-                total = np.bincount(places, own, position.buckets)
-                panel.sums["position.table"][head] += total
+            add_table(call, panel, by_score, t5_buckets(all_distances(call), position))
         if call.bias is not None:
             _add_bias(call, panel, by_score)
         with np.errstate(invalid="ignore"):
@@ -250,26 +249,6 @@ class PanelMechanism(Mechanism):
             )  # fmt: skip
 
         return PanelMechanism._forward(self, call), pullback
-
-
-def kept(seed: int, panel: Panel, shape: tuple[int, ...], keep: float) -> Array:
-    """Which weights survive dropout: those that the streaming engine keeps, by the same hash."""
-    whole = np.uint32
-    heads, rows, keys = (np.arange(n, dtype=whole) for n in shape)
-    x = np.full((1, 1, 1), seed, whole) + np.full(1, panel.batch, whole) * whole(0x9E3779B1)
-    x = (x ^ heads[:, None, None]) * whole(0x85EBCA77)
-    x = ((x ^ (x >> whole(15))) + (rows + whole(panel.rows.start))[:, None]) * whole(0xC2B2AE3D)
-    x = ((x ^ (x >> whole(13))) + keys) * whole(0x27D4EB2F)
-    x = (x ^ (x >> whole(16))) * whole(0x165667B1)
-    x ^= x >> whole(15)
-    return np.asarray((x >> whole(8)) * np.float32(2**-24) < np.float32(keep))
-
-
-def _distance(call: Call, panel: Panel) -> Array:
-    """Key − query, (rows, keys)."""
-    shape = call.shape
-    own = np.arange(panel.rows.start, panel.rows.stop) + shape.keys - shape.queries
-    return np.asarray(np.arange(shape.keys) - own[:, None])
 
 
 def _output(call: Call) -> Array:
