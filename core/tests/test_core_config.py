@@ -51,7 +51,7 @@ OPTIONS = (
     "dim, heads, kv_heads, threads, causal, dropout, softcap, reproducible, position, score, "
     "score_params, scale, window, stride, mode, sizes, inner, wave"
 )
-ROPE = "kind, base, interleaved, size, factor, trained"
+ROPE = "kind, base, interleaved, size, factor, trained, ramp"
 
 
 @pytest.mark.parametrize(
