@@ -13,6 +13,7 @@ Check = Callable[[Subject], None]
 def checks_for(subject: Subject) -> Iterator[tuple[str, Check]]:
     """Names and checks for a mechanism, cheap ones first."""
     from . import (
+        caches,
         declaration,
         dropout,
         errors,
@@ -27,8 +28,8 @@ def checks_for(subject: Subject) -> Iterator[tuple[str, Check]]:
     )
 
     modules = (
-        declaration, errors, numbers, masking, invariance, statistics, gradients, partial, dropout,
-        parameters, state,
+        declaration, errors, numbers, masking, invariance, statistics, gradients, partial, caches,
+        dropout, parameters, state,
     )  # fmt: skip
     for module in modules:
         for check in module.checks(subject):
