@@ -190,6 +190,8 @@ class TopologyGatedAttention(Mechanism):
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         mechanism, gated = self._gated(call)
+        for name in sorted(wanted - set(mechanism.capabilities.statistics)):
+            raise mechanism._lacks(f"the statistic {name!r}", "statistics", name)
         return mechanism._observe(gated, wanted)
 
     def __getstate__(self) -> dict[str, Any]:
