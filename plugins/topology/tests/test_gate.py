@@ -128,8 +128,9 @@ def test_statistics_are_those_of_what_attends(create, rng):
     for name in ("top_weights", "top_keys", "entropy"):
         np.testing.assert_array_equal(getattr(seen, name), getattr(plain, name))
     gate = create("topology-gated", dim=8, inner="linear")
-    with pytest.raises(CapabilityError, match=r"sparse/linear .*'top_weights'"):
+    with pytest.raises(CapabilityError, match=r"topology-gated .*'top_weights'"):
         gate.observe(x, x, x, "top_weights")
+    assert gate.capabilities.statistics == ("weights", "column_mass")
 
 
 def test_keys_are_measured_when_they_change(create, rng):

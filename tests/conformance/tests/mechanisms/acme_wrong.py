@@ -18,6 +18,14 @@ class SlightlyOff(Plain):
         return super()._forward(call) + call.dtype.type(1e-3)
 
 
+class ExampleFails(Plain):
+    """An example that prints something else.
+
+    >>> 1 + 1
+    3
+    """
+
+
 class FarOff(Plain):
     def _forward(self, call):
         return super()._forward(call) + call.dtype.type(0.1)

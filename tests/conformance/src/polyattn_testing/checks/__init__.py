@@ -15,6 +15,7 @@ def checks_for(subject: Subject) -> Iterator[tuple[str, Check]]:
     from . import (
         caches,
         declaration,
+        documentation,
         dropout,
         errors,
         gradients,
@@ -28,8 +29,8 @@ def checks_for(subject: Subject) -> Iterator[tuple[str, Check]]:
     )
 
     modules = (
-        declaration, errors, numbers, masking, invariance, statistics, gradients, partial, caches,
-        dropout, parameters, state,
+        declaration, documentation, errors, numbers, masking, invariance, statistics, gradients,
+        partial, caches, dropout, parameters, state,
     )  # fmt: skip
     for module in modules:
         for check in module.checks(subject):
