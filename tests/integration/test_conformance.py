@@ -32,6 +32,7 @@ AXES: Mapping[str, Mapping[str, Any]] = {
 NOT_WITH_T5 = {
     # It takes the place of a bias, as the error says.
     "check_bias",
+    "check_cached_attention_with_a_bias",
     "check_gradient_by_bias",
     "check_inputs_are_not_written",
     "check_log_sum_exp_follows_the_bias",

@@ -19,6 +19,8 @@ def site(tmp_path_factory):
     blocks = re.findall(r"```(toml|python)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     (_, project), (_, manifest), (_, mechanism) = blocks
     metadata = tomllib.loads(project)["project"]
+    assert metadata["readme"] == "README.md"
+    (readme,) = re.findall(r"```markdown\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     package = folder / "acme_attention"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -28,6 +30,8 @@ def site(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {metadata['name']}\nVersion: {metadata['version']}\n"
+        f"\n{readme}",
+        "utf-8",
     )
     points = metadata["entry-points"]["polyattn.plugins"]
     lines = "\n".join(f"{name} = {value}" for name, value in points.items())

@@ -16,6 +16,8 @@ from .positions import Rope, T5Bias, distances, rotate, t5_buckets
 if TYPE_CHECKING:
     from .streaming import StreamingMechanism
 
+_UNCHANGED = ("_transform", "_partial", "_request")
+"""Methods in which a mechanism may change the keys, which are read as they are stored."""
 _FEW_ROWS = 8
 """Query rows of a key head up to which each row by itself is faster than a tile."""
 
@@ -28,7 +30,8 @@ def attend_stored(mechanism: StreamingMechanism, cached: CachedCall) -> PartialS
     query, part = cached.query, cached.part
     batch, heads, queries, _ = query.shape
     shared = heads // part.key.data.shape[1] * queries
-    changed = type(mechanism)._transform is not StreamingMechanism._transform
+    kind = type(mechanism)
+    changed = any(getattr(kind, n) is not getattr(StreamingMechanism, n) for n in _UNCHANGED)
     if mechanism.normaliser != "softmax" or changed or shared > _FEW_ROWS:
         return None
     totals = cached.totals

@@ -134,8 +134,11 @@ def test_graphs_in_parallel_edges(create: Create) -> None:
     x = np.array([[0.0], [1.0], [4.0]])
     edges = np.array([[1, 1, 2], [0, 0, 0]])
     assert layer(x, edges=edges)[0, 0] == pytest.approx(2.0)
-    found = layer.observe(x[None], x[None], x[None], "weights", edges=edges).weights
-    np.testing.assert_allclose(found[0, 0], [0, 2 / 3, 1 / 3])
+    seen = layer.observe(x[None], x[None], x[None], "weights", "top_weights", edges=edges, top=4)
+    np.testing.assert_allclose(seen.weights[0, 0], [0, 2 / 3, 1 / 3])
+    np.testing.assert_allclose(seen.top_weights[0, 0], [2 / 3, 1 / 3, 0, 0])
+    np.testing.assert_array_equal(seen.top_keys[0, 0], [1, 2, -1, -1])
+    assert (seen.top_keys[0, 1:] == -1).all()
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from polyattn_core import diagnostics
-from polyattn_core.errors import ArgumentError, ConfigError, FileFormatError
+from polyattn_core.errors import ArgumentError, CapabilityError, ConfigError, FileFormatError
 from polyattn_core.masks import Causal
+from polyattn_registry import create as create_any
 from polyattn_topology import AttentionMode, CoherencePolicy, GateState, PolicyConfig
 from polyattn_topology.gated import fingerprint
 from polyattn_topology.reference import cheapest_cut
@@ -118,6 +119,18 @@ def test_frozen_gate_with_a_mask_and_gradients(create, rng):
     assert (found.key[6:] == 0).all()
     seen = gate.observe(*(x[None] for _ in range(3)), "weights").weights
     assert (seen[..., 6:] == 0).all()
+
+
+def test_statistics_are_those_of_what_attends(create, rng):
+    x = keys(rng)[None]
+    seen = create("topology-gated", dim=8).observe(x, x, x, "top_weights", "entropy", top=3)
+    plain = create_any("flash", dim=8).observe(x, x, x, "top_weights", "entropy", top=3)
+    for name in ("top_weights", "top_keys", "entropy"):
+        np.testing.assert_array_equal(getattr(seen, name), getattr(plain, name))
+    gate = create("topology-gated", dim=8, inner="linear")
+    with pytest.raises(CapabilityError, match=r"topology-gated .*'top_weights'"):
+        gate.observe(x, x, x, "top_weights")
+    assert gate.capabilities.statistics == ("weights", "column_mass")
 
 
 def test_keys_are_measured_when_they_change(create, rng):

@@ -9,13 +9,16 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
+import polyattn_transport
 from polyattn_core.errors import ArgumentError, DataError, ShapeError
+from polyattn_core.spec import resolve
 from polyattn_transport import (
     ot_distance,
     sinkhorn,
     sliced_wasserstein_distance,
     wasserstein_1d,
 )
+from polyattn_transport.plugin import polyattn_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -163,3 +166,15 @@ def test_wrong_arguments() -> None:
         sinkhorn(good, [1, 1])
     with pytest.raises(ShapeError, match=r"key: .*width 2"):
         ot_distance(good, np.zeros((3, 4)))
+
+
+def test_the_metric_is_the_function() -> None:
+    (metric,) = polyattn_metrics()
+    assert metric.name == "ot-distance"
+    assert resolve(metric.factory) is polyattn_transport.ot_distance
+
+
+def test_names_are_listed_before_they_are_imported() -> None:
+    assert set(dir(polyattn_transport)) >= set(polyattn_transport.__all__)
+    for name in polyattn_transport.__all__:
+        assert getattr(polyattn_transport, name).__name__ == name

@@ -79,6 +79,18 @@ def test_potentials_make_the_plan(create: Create, arrays: Arrays) -> None:
         np.testing.assert_allclose(plan, weights, atol=1e-12)
 
 
+def test_rows_without_mass_have_no_largest_weights(create: Create, arrays: Arrays) -> None:
+    query, key, value = arrays(9, 11)
+    query[:, :, 4] *= 1e3
+    seen = create("unbalanced-ot", dim=8, heads=2).observe(
+        query, key, value, "weights", "top_weights", top=2
+    )
+    assert (seen.weights[:, :, 4] == 0).all()
+    assert (seen.top_weights[:, :, 4] == 0).all()
+    assert (seen.top_keys[:, :, 4] == -1).all()
+    assert (np.delete(seen.top_keys, 4, axis=2) >= 0).all()
+
+
 def test_transposed_masks(create: Create, arrays: Arrays) -> None:
     """Every kind of mask in either orientation is what the same booleans are."""
     query, key, value = arrays(9, 11)

@@ -11,6 +11,10 @@ import pytest
 from polyattn_registry import Registry
 
 MECHANISMS = Path(__file__).parent / "mechanisms"
+README = {
+    "acme": "Here are `plain`, `off` and `known`.\n\n```pycon\n>>> 1 + 1\n2\n```\n",
+    "heavy": "Of nothing by name.\n\n```pycon\n>>> 1 + 1\n3\n```\n",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,7 +39,8 @@ def installed(tmp_path: Path) -> Path:
         metadata = folder / f"{family}_attention-1.0.dist-info"
         metadata.mkdir(parents=True)
         (metadata / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {family}-attention\nVersion: 1.0\n", "utf-8"
+            f"Metadata-Version: 2.1\nName: {family}-attention\nVersion: 1.0\n\n{README[family]}",
+            "utf-8",
         )
         (metadata / "entry_points.txt").write_text(
             f"[polyattn.plugins]\n{family} = {family}_plugin\n", "utf-8"

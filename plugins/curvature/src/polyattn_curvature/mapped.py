@@ -39,7 +39,10 @@ class Mapped(StreamingMechanism):
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         output, found = super()._observe(self._map(call)[0], wanted)
-        return output, {name: a.astype(call.dtype, copy=False) for name, a in found.items()}
+        return output, {
+            name: array if name == "top_keys" else array.astype(call.dtype, copy=False)
+            for name, array in found.items()
+        }
 
     def _partial(self, call: Call) -> PartialState:
         return super()._partial(self._map(call)[0])

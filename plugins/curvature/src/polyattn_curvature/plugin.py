@@ -11,7 +11,7 @@ FAMILY = "curvature"
 _MODULE = "polyattn_curvature"
 _CAPABILITIES = Capabilities(
     dropout=True,
-    statistics=("weights", "log_sum_exp", "entropy", "column_mass"),
+    statistics=("weights", "log_sum_exp", "entropy", "column_mass", "top_weights"),
     parametric=True,
     partial=True,
 )

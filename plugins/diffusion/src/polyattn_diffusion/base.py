@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyattn_core.arrays import Array
+from polyattn_core.largest import largest
 from polyattn_core.masks import MaskShape
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
@@ -142,14 +143,20 @@ class KeyGraphMechanism(StreamingMechanism):
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         operator, value, polynomial, _ = self._prepared(call)
         filtered = replace(call, value=polynomial.apply(operator, value))
-        out, found = super()._observe(filtered, wanted)
+        taken = wanted
+        if "top_weights" in wanted:  # those after the filter, which mixes all of a row
+            taken = wanted - {"top_weights"} | {"weights"}
+        out, found = super()._observe(filtered, taken)
         spread = {
             name: self._spread(
                 operator, polynomial, array[..., None, :] if array.ndim == 3 else array
             )
             for name, array in found.items()
         }
-        return out, {n: x.reshape(found[n].shape) for n, x in spread.items()}
+        found = {n: x.reshape(found[n].shape) for n, x in spread.items()}
+        if "top_weights" in wanted:
+            found |= largest(found["weights"], call.top)
+        return out, {n: x for n, x in found.items() if n in wanted | {"top_keys"}}
 
     @staticmethod
     def _spread(operator: Operator, polynomial: Polynomial, weights: Array) -> Array:

@@ -39,7 +39,7 @@ def _mechanism(
             causal=False,
             masks=("padding",),
             dropout=True,
-            statistics=("weights", "column_mass"),
+            statistics=("weights", "column_mass", "top_weights"),
             parametric=parametric,
             time=time,
         ),

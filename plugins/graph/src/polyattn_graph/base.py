@@ -5,15 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polyattn_core.arrays import Array, as_array
 from polyattn_core.errors import ArgumentError, ShapeError
+from polyattn_core.masks import MaskShape
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 
 from .edges import Topology, topology
+
+if TYPE_CHECKING:
+    from .kernels import Edges
 
 
 @dataclass(slots=True)
@@ -187,7 +191,33 @@ class EdgeMechanism(Mechanism):
             np.add.at(whole, (edges.rows, edges.indices % shape.keys), weights)
             whole = whole.reshape(shape.batch, shape.queries, shape.keys, shape.heads)
             found["weights"] = np.ascontiguousarray(whole.transpose(0, 3, 1, 2))
+        if "top_weights" in wanted:
+            found |= _largest(edges, weights, shape, call.top)
         return _unflat(out, shape.batch), found
+
+
+def _largest(edges: Edges, weights: Array, shape: MaskShape, top: int) -> dict[str, Array]:
+    """The largest weights of each query with their keys, from those of edges (edges, heads)."""
+    # Several edges between the same two add up.
+    ends = edges.rows.astype(np.int64) * shape.keys + edges.indices % shape.keys
+    pairs, place = np.unique(ends, return_inverse=True)
+    summed = np.zeros((len(pairs), shape.heads), weights.dtype)
+    np.add.at(summed, place, weights)
+    rows, keys = np.divmod(pairs, shape.keys)
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    first = rank < top
+    top_weights = np.zeros((shape.heads, edges.queries, top), weights.dtype)
+    top_keys = np.full(top_weights.shape, -1, np.int64)
+    for head, own in enumerate(summed.T):
+        order = np.lexsort((keys, -own, rows))[first]  # rows stay where they are
+        at = (head, rows[first], rank[first])
+        top_weights[at] = own[order]
+        top_keys[at] = np.where(own[order] > 0, keys[order], -1)
+    full = (shape.heads, shape.batch, shape.queries, top)
+    return {
+        "top_weights": np.ascontiguousarray(top_weights.reshape(full).swapaxes(0, 1)),
+        "top_keys": np.ascontiguousarray(top_keys.reshape(full).swapaxes(0, 1)),
+    }
 
 
 def _flat(array: Array, group: int = 1) -> Array:

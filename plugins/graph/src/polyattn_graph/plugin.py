@@ -19,7 +19,7 @@ from . import __version__
 
 FAMILY = "graph"
 _MODULE = "polyattn_graph"
-_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass")
+_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 
 _EDGES = SideInput(
     name="edges",
@@ -44,7 +44,7 @@ def _along_edges(features: bool | None = None, *, value_size: bool = True) -> Ca
         causal=False,
         masks=(),
         bias=False,
-        statistics=("weights", "log_sum_exp", "column_mass"),
+        statistics=("weights", "log_sum_exp", "column_mass", "top_weights"),
         dropout=True,
         parametric=True,
         value_size=value_size,

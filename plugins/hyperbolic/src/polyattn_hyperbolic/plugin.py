@@ -9,7 +9,7 @@ from . import __version__
 
 FAMILY = "hyperbolic"
 _MODULE = "polyattn_hyperbolic"
-_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
+_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 _CAPABILITIES = Capabilities(dropout=True, statistics=_STATISTICS, parametric=True)
 _AVERAGING = Capabilities(dropout=True, statistics=_STATISTICS, parametric=True, partial=True)
 

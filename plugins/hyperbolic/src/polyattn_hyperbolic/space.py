@@ -67,10 +67,10 @@ class Lifting(StreamingMechanism):
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         lifted = self._lift(call)
         output, found = super()._observe(lifted.call, wanted)
-        return (
-            lifted.finish(output)[0],
-            {name: array.astype(call.dtype, copy=False) for name, array in found.items()},
-        )
+        return lifted.finish(output)[0], {
+            name: array if name == "top_keys" else array.astype(call.dtype, copy=False)
+            for name, array in found.items()
+        }
 
     def _partial(self, call: Call) -> PartialState:
         # Declared only where outputs are not finished any further.

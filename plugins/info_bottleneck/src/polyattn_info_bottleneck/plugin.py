@@ -34,7 +34,7 @@ MECHANISMS = (
             dropout=True,
             partial=True,
             parametric=True,
-            statistics=("weights", "log_sum_exp", "entropy", "column_mass"),
+            statistics=("weights", "log_sum_exp", "entropy", "column_mass", "top_weights"),
             side_inputs=(
                 SideInput(
                     name="noise",
@@ -62,7 +62,7 @@ MECHANISMS = (
             causal=False,
             masks=tuple(kind for kind in MASK_KINDS if kind != "causal"),
             dropout=True,
-            statistics=("weights", "entropy", "column_mass"),
+            statistics=("weights", "entropy", "column_mass", "top_weights"),
             time="O(iterations · n² d)",
         ),
         sharpness="scale",

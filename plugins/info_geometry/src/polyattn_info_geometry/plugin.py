@@ -17,7 +17,9 @@ from . import __version__
 FAMILY = "info-geometry"
 _MODULE = "polyattn_info_geometry"
 _STREAMED = Capabilities(
-    dropout=True, partial=True, statistics=("weights", "log_sum_exp", "entropy", "column_mass")
+    dropout=True,
+    partial=True,
+    statistics=("weights", "log_sum_exp", "entropy", "column_mass", "top_weights"),
 )
 
 MECHANISMS = (
@@ -59,7 +61,7 @@ MECHANISMS = (
         # A query moves by all keys that it sees, so parts of them do not merge.
         capabilities=Capabilities(
             dropout=True,
-            statistics=("weights", "entropy", "column_mass"),
+            statistics=("weights", "entropy", "column_mass", "top_weights"),
             time="O((steps + 1) n² d)",
         ),
         sharpness="scale",

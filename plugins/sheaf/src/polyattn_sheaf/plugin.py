@@ -11,7 +11,7 @@ from . import __version__
 
 FAMILY = "sheaf"
 _MODULE = "polyattn_sheaf"
-_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass")
+_SOFTMAX = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 
 MECHANISMS = (
     MechanismSpec(

@@ -76,6 +76,9 @@ class TopologyGatedAttention(Mechanism):
         self.coherence = WindowCoherence(config.metrics, config.window, sample)
         self._inner = self._build("inner", config.inner, config.inner_options)
         self._cautious = self._build("cautious", config.cautious, config.cautious_options)
+        known = [set(m.capabilities.statistics) for m in (self._inner, self._cautious)]
+        statistics = tuple(n for n in self.capabilities.statistics if all(n in k for k in known))
+        self.capabilities = replace(self.capabilities, statistics=statistics)
         self._state = GateState()
         self._lock = threading.Lock()
 

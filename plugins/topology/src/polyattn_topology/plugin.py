@@ -17,7 +17,7 @@ from . import __version__
 
 FAMILY = "topology"
 _MODULE = "polyattn_topology"
-_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass")
+_STATISTICS = ("weights", "log_sum_exp", "entropy", "column_mass", "top_weights")
 
 MECHANISMS = (
     MechanismSpec(
@@ -29,7 +29,7 @@ MECHANISMS = (
         config=f"{_MODULE}.config:TopologyGatedConfig",
         reference=f"{_MODULE}.reference:topology_gated",
         papers=("0711.0189",),
-        capabilities=Capabilities(statistics=("weights", "entropy", "column_mass")),
+        capabilities=Capabilities(statistics=("weights", "entropy", "column_mass", "top_weights")),
         tags=("gated", "stateful"),
     ),
     MechanismSpec(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from polyattn_core.arrays import Array
+from polyattn_core.largest import largest_of_blocks
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 
 from .centroids import Centroids, cluster
@@ -119,9 +120,10 @@ class CentroidOT(Mechanism):
         clusters = self._clusters(call)
         value = repeated(call, self._values(call, clusters))
         output, _, request, state = self._solved(call, clusters).attend(value)
-        found = engine.gather(
-            request, state, wanted | {"weights"} if "entropy" in wanted else wanted
-        )
+        taken = wanted - {"top_weights"}
+        if wanted & {"entropy", "top_weights"}:
+            taken |= {"weights"}
+        found = engine.gather(request, state, taken)
         count = repeated(call, np.maximum(clusters.count, 1))
         label = repeated(call, clusters.label)
         visible = clusters.visible[:, None]
@@ -130,8 +132,15 @@ class CentroidOT(Mechanism):
         if "column_mass" in wanted:
             each = np.take_along_axis(found["column_mass"] / count, label, axis=-1)
             found["column_mass"] = np.where(visible, each, 0)
-        if "weights" in wanted:
-            each = found["weights"] / count[:, :, None]
-            each = np.take_along_axis(each, label[:, :, None], axis=-1)
-            found["weights"] = np.where(visible[:, :, None], each, 0)
-        return output, {name: found[name] for name in wanted}
+        if wanted & {"weights", "top_weights"}:
+            share = found["weights"] / count[:, :, None]
+
+            def by_key(rows: slice) -> Array:
+                each = np.take_along_axis(share[:, :, rows], label[:, :, None], axis=-1)
+                return np.where(visible[:, :, None], each, 0)
+
+            if "weights" in wanted:
+                found["weights"] = by_key(slice(None))
+            if "top_weights" in wanted:
+                found |= largest_of_blocks(by_key, call.shape.queries, call.top)
+        return output, {n: array for n, array in found.items() if n in wanted | {"top_keys"}}

@@ -75,9 +75,11 @@ class _Entropic(Mechanism):
         from polyattn_core.simd import engine
 
         output, mass, request, state = self._solved(call).attend(repeated(call, call.value))
-        found = engine.gather(request, state, wanted)
-        if "weights" in found:
-            found["weights"] *= mass[..., None]
+        found = engine.gather(request, state, wanted, call.top)
+        for name in wanted & {"weights", "top_weights"}:
+            found[name] *= mass[..., None]
+        if "top_weights" in wanted:
+            found["top_keys"][found["top_weights"] <= 0] = -1  # a mass may be 0
         if "entropy" in found:
             # Of weights that sum to m: −Σ m w ln(m w) = m·H − m ln m.
             with np.errstate(divide="ignore", invalid="ignore"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polyattn_core.arrays import Array
+from polyattn_core.largest import largest_of_blocks
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 
 from .config import LowRankOTConfig
@@ -107,6 +108,10 @@ class LowRankOT(Mechanism):
             found["column_mass"] = np.einsum("bhr,bhkr->bhk", left.sum(axis=-2), right)
         if "weights" in wanted:
             found["weights"] = left @ right.swapaxes(-1, -2)
+        if "top_weights" in wanted:
+            found |= largest_of_blocks(
+                lambda rows: left[:, :, rows] @ right.swapaxes(-1, -2), call.shape.queries, call.top
+            )
         return output, found
 
     def __getstate__(self) -> dict[str, object]:

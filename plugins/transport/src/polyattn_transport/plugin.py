@@ -34,7 +34,7 @@ MECHANISMS = (
         capabilities=Capabilities(
             bias=False,
             exact=False,
-            statistics=("weights", "log_sum_exp", "entropy", "column_mass"),
+            statistics=("weights", "log_sum_exp", "entropy", "column_mass", "top_weights"),
             side_inputs=(
                 SideInput(
                     name="key_tokens",
@@ -77,7 +77,7 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:sinkhorn_attention",
         papers=("2110.11773", "1306.0895"),
         capabilities=Capabilities(
-            statistics=("weights", "entropy", "column_mass"),
+            statistics=("weights", "entropy", "column_mass", "top_weights"),
             time="O(t n² d)",
             memory="O(n d + t n)",
         ),
@@ -94,7 +94,9 @@ MECHANISMS = (
         reference=f"{_MODULE}.reference:unbalanced_attention",
         papers=("1607.05816",),
         capabilities=Capabilities(
-            statistics=("weights", "entropy"), time="O(t n² d)", memory="O(n d + t n)"
+            statistics=("weights", "entropy", "top_weights"),
+            time="O(t n² d)",
+            memory="O(n d + t n)",
         ),
         sharpness="scale",
         tags=("transport",),
@@ -113,7 +115,7 @@ MECHANISMS = (
             masks=("padding",),
             bias=False,
             exact=False,
-            statistics=("weights", "entropy", "column_mass"),
+            statistics=("weights", "entropy", "column_mass", "top_weights"),
             time="O(t n M d)",
             memory="O(n (M + d))",
         ),
@@ -134,7 +136,7 @@ MECHANISMS = (
             masks=("padding",),
             bias=False,
             exact=False,
-            statistics=("weights", "column_mass"),
+            statistics=("weights", "column_mass", "top_weights"),
             time="O(n r d + t n r)",
             memory="O(n (r + d))",
         ),

@@ -9,6 +9,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array, as_array, unbroadcast
 from polyattn_core.errors import ArgumentError, DTypeError, ShapeError
+from polyattn_core.largest import largest
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 
 from .config import SlicedWassersteinConfig
@@ -117,7 +118,9 @@ class SlicedWasserstein(Mechanism):
             )
             shaped = mass.reshape(batch, heads, keys + 1)[..., :keys]
             found["column_mass"] = np.ascontiguousarray(shaped, call.dtype)
-        return one.output, {name: found[name] for name in wanted}
+        if "top_weights" in wanted:
+            found |= largest(one.weights, call.top, one.index)
+        return one.output, {n: array for n, array in found.items() if n in wanted | {"top_keys"}}
 
     def _attended(self, call: Call) -> _Attended:
         from .kernels import launch

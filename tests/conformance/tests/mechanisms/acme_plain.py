@@ -44,7 +44,7 @@ def reference(query, key, value, mask=None, bias=None, *, config, parameters):
 
 
 class Plain(Mechanism):
-    """Soft-max attention with a learned gain for each head, or without."""
+    """Soft-max attention (arXiv:1706.03762) with a learned gain for each head, or without."""
 
     learns = True
 
@@ -174,7 +174,7 @@ class Plain(Mechanism):
 
 
 class PlainUnlearned(Plain):
-    """Without parameters, so that heads are alike."""
+    """Without parameters, so that heads are alike. (arXiv:1706.03762)"""
 
     learns = False
 
@@ -186,7 +186,7 @@ def gated_reference(query, key, value, mask=None, bias=None, *, config, paramete
 
 
 class PlainGated(Plain):
-    """With a side input, a factor for each query, and its gradient."""
+    """With a side input, a factor for each query, and its gradient. (arXiv:1706.03762)"""
 
     def _gate(self, call: Call) -> Any:
         return call.side["gate"].reshape(call.query.shape[:3])[..., None].astype(call.dtype)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from polyattn_core.hooks import API_VERSION, hookimpl
-from polyattn_core.spec import Capabilities, ConformanceCase, MechanismSpec, PluginInfo
+from polyattn_core.spec import (
+    Capabilities,
+    ConformanceCase,
+    MechanismSpec,
+    PluginInfo,
+    PresetSpec,
+)
 
 
 def _spec(name: str, factory: str) -> MechanismSpec:
@@ -36,6 +42,20 @@ def polyattn_mechanisms() -> list[MechanismSpec]:
         _spec("plain", "acme_plain:Plain"),
         _spec("off", "acme_wrong:SlightlyOff"),
         _spec("known", "acme_wrong:SlightlyOff"),
+    ]
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    return [
+        PresetSpec(
+            name="small",
+            family="acme",
+            summary="For tests",
+            mechanism="plain",
+            options={"dim": 8, "heads": 2},
+            source="invented",
+        )
     ]
 
 

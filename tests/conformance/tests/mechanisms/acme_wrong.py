@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 from acme_plain import Plain, PlainGated, PlainUnlearned
 
+from polyattn_core.errors import PolyattnError
 from polyattn_core.masks import Not
 
 
 class SlightlyOff(Plain):
     def _forward(self, call):
         return super()._forward(call) + call.dtype.type(1e-3)
+
+
+class ExampleFails(Plain):
+    """An example that prints something else.
+
+    >>> 1 + 1
+    3
+    """
 
 
 class FarOff(Plain):
@@ -258,6 +267,36 @@ class PartsStayWide(Plain):
 class AcceptsAnyPart(Plain):
     def attend_partial(self, query, key, value, *, start=0, total=None, **options):
         return super().attend_partial(query, key, value, start=max(start, 0), **options)
+
+
+class CachedOutputDiffers(Plain):
+    def _cached(self, call):
+        state = super()._cached(call)
+        return replace(state, output=state.output + call.query.dtype.type(1e-3))
+
+
+class FirstCachedSequenceForAll(Plain):
+    def _cached(self, call):
+        state = super()._cached(call)
+        return replace(state, output=np.broadcast_to(state.output[:1], state.output.shape))
+
+
+class CachesForgetMasks(Plain):
+    def _cached(self, call):
+        return super()._cached(replace(call, mask=None))
+
+
+class CachesForgetBiases(Plain):
+    def _cached(self, call):
+        return super()._cached(replace(call, bias=None))
+
+
+class TakesAnyCache(Plain):
+    def attend_cached(self, query, *caches, **options):
+        try:
+            return super().attend_cached(query, *caches, **options)
+        except PolyattnError:
+            return np.zeros_like(query)
 
 
 class _Observes(Plain):

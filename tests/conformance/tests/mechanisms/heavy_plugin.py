@@ -1,11 +1,11 @@
-"""A manifest that imports what it should not."""
+"""A manifest that imports what it should not, and offers what there is not."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from polyattn_core.hooks import API_VERSION, hookimpl
-from polyattn_core.spec import MechanismSpec, PluginInfo
+from polyattn_core.spec import MechanismSpec, MetricSpec, PluginInfo, PresetSpec
 
 
 @hookimpl
@@ -31,3 +31,24 @@ def polyattn_mechanisms() -> list[MechanismSpec]:
             reference="acme_plain:reference",
         )
     ]
+
+
+@hookimpl
+def polyattn_presets() -> list[PresetSpec]:
+    options = {"dim": 8}
+    return [
+        PresetSpec(
+            name="from-nowhere", family="heavy", summary="No source", mechanism="plain",
+            options=options,
+        )
+    ]  # fmt: skip
+
+
+@hookimpl
+def polyattn_metrics() -> list[MetricSpec]:
+    return [
+        MetricSpec(
+            name="nothing", family="heavy", summary="Not there", factory="acme_plain:nothing",
+            direction="lower",
+        )
+    ]  # fmt: skip

@@ -13,7 +13,9 @@ Check = Callable[[Subject], None]
 def checks_for(subject: Subject) -> Iterator[tuple[str, Check]]:
     """Names and checks for a mechanism, cheap ones first."""
     from . import (
+        caches,
         declaration,
+        documentation,
         dropout,
         errors,
         gradients,
@@ -27,8 +29,8 @@ def checks_for(subject: Subject) -> Iterator[tuple[str, Check]]:
     )
 
     modules = (
-        declaration, errors, numbers, masking, invariance, statistics, gradients, partial, dropout,
-        parameters, state,
+        declaration, documentation, errors, numbers, masking, invariance, statistics, gradients,
+        partial, caches, dropout, parameters, state,
     )  # fmt: skip
     for module in modules:
         for check in module.checks(subject):

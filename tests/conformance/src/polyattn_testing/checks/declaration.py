@@ -90,6 +90,9 @@ def check_spec_is_complete(subject: Subject) -> None:
     if spec.sharpness:
         fields = resolve(spec.config).model_fields
         require(spec.sharpness in fields, f"sharpness: there is no option {spec.sharpness!r}")
+    for name in spec.leading:
+        fields = resolve(spec.config).model_fields
+        require(name in fields, f"leading: there is no option {name!r}")
 
 
 def check_schema_is_described(subject: Subject) -> None:
