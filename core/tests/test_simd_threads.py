@@ -218,3 +218,65 @@ def test_causal_blocks_are_shared_out_too(build: Any, tokens: Any) -> None:
     whole = build(dim=64, heads=4).attend(tokens, tokens, tokens, mask=Causal())
     one = build(dim=64, heads=4, threads=1).attend(tokens, tokens, tokens, mask=Causal())
     np.testing.assert_array_equal(whole, one)
+
+
+def test_an_error_in_a_helper_is_the_callers() -> None:
+    caller, started = threading.get_ident(), threading.Event()
+
+    def kernel(counter: Any) -> None:
+        if threading.get_ident() != caller:
+            started.set()
+            raise ArithmeticError("in a helper")
+        assert started.wait(60)
+
+    if threads.limit() < 2:
+        pytest.skip("needs two threads")
+    with pytest.raises(ArithmeticError, match="in a helper"):
+        threads.run(kernel, (), 2, 2)
+    threads.run(lambda counter: None, (), 2, 2)  # the helper lives on
+
+
+def test_the_caller_waits_for_helpers_that_take_long() -> None:
+    caller, started, finished = threading.get_ident(), threading.Event(), []
+
+    def kernel(counter: Any) -> None:
+        if threading.get_ident() != caller:
+            started.set()
+            time.sleep(0.2)
+            finished.append(True)
+        assert started.wait(60)
+
+    if threads.limit() < 2:
+        pytest.skip("needs two threads")
+    threads.run(kernel, (), 2, 2)
+    assert finished == [True]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs processor affinity")
+def test_helpers_are_kept_off_the_callers_processor(run_python: Any) -> None:
+    code = """
+import os, threading
+from polyattn_core.simd import threads
+caller, allowed = threading.get_ident(), os.sched_getaffinity(0)
+if len(allowed) > 1:
+    found = []
+    def kernel(counter):
+        if threading.get_ident() != caller:
+            found.append(os.sched_getaffinity(0))
+            several.set()
+        assert several.wait(60)
+    for _ in range(5):
+        several = threading.Event()
+        threads.run(kernel, (), 2, 2)
+    assert os.sched_getaffinity(0) == allowed
+    assert all(len(own) == len(allowed) - 1 and own < allowed for own in found[1:]), found
+    # Within the processors that the caller may use, where these are changed later.
+    few = set(sorted(allowed)[:2])
+    os.sched_setaffinity(0, few)
+    threads.run(kernel, (), 2, 2)
+    assert len(few) == 2
+    os.sched_setaffinity(0, {min(allowed)})
+    several = threading.Event()
+    threads.run(kernel, (), 2, 2)  # one processor alone: helpers stay where they may be
+"""
+    run_python(code, NUMBA_NUM_THREADS="2")
