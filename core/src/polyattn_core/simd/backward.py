@@ -78,6 +78,7 @@ def backward_kernel(dtype: str) -> Kernel:
         scores_of.finite,
         scores_of.visible_keys,
     )
+    banded, add_values = scores_of.banded, scores_of.add_values
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
     value_product, lane_product = ops.value_product, ops.lane_product
     gradient_step = ops.gradient_step
@@ -96,19 +97,41 @@ def backward_kernel(dtype: str) -> Kernel:
                 scratch[to + j * padded + d] = zero
 
     @embed
-    def to_query(key, clean, b, h, nq, k0, nk, begin, size, scratch, gradient, output, ones, safe):  # type: ignore[no-untyped-def]
+    def to_query(  # type: ignore[no-untyped-def]
+        p, narrow, clean, b, h, q0, nq, k0, nk, begin, size, scratch, gradient, output, ones, safe
+    ):
         """output[d, lane] += key[:, begin + d] · gradient[:, lane]."""
+        key = p.key
         step = key.strides[2] // key.itemsize
         at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step + begin
-        active = (nq + lanes - 1) // lanes
         if not clean:
+            active = (nq + lanes - 1) // lanes
             for i in range(nk):
                 for d in range(size):
                     x = key[b, h, k0 + i, begin + d]
                     scratch[safe + i * size + d] = x if np.isfinite(x) else zero
             value_product(scratch, safe, size, nk, scratch, gradient, output, ones, size, active)
             return
-        value_product(key, at, step, nk, scratch, gradient, output, ones, size, active)
+        add_values(p, narrow, key, at, step, q0, nq, k0, nk, scratch, gradient, output, ones, size)
+
+    @embed
+    def to_keys(p, narrow, q0, nq, k0, nk, scratch, weights, rows, out, at, step, width):  # type: ignore[no-untyped-def]
+        """out[key, :] += Σ weights[key, lane] · rows[lane, :]; rows of both are `step` long.
+
+        With `narrow`, keys go in groups, each with the queries inside the band.
+        """
+        used = (nq + lanes - 1) // lanes * lanes
+        for i in range(0, nk if narrow else 1, lanes):
+            count, low, high = nk, 0, used
+            if narrow:
+                count = min(lanes, nk - i)
+                from_first = p.plan[1] + k0 + i - q0
+                low = min(max(from_first - p.steps[0, 2], 0), used)
+                high = max(min(from_first + count - p.steps[0, 1], used), low)
+            lane_product(
+                scratch, weights + i * wide + low, rows + low * step, high - low, out,
+                at + i * step, count, step, width,
+            )  # fmt: skip
 
     @inline
     def slope(normaliser, weight):  # type: ignore[no-untyped-def]
@@ -277,9 +300,10 @@ def backward_kernel(dtype: str) -> Kernel:
                             for i in range(nk):
                                 for j in range(nq, wide):
                                     scratch[scores + i * wide + j] = zero
+                        narrow = quick and chain == 0 and banded(p, found)
                         products(
-                            value, b, key_head, nq, k0, nk, 0, value_size, scratch, packed_out,
-                            incoming, dummy,
+                            p, narrow, value, b, key_head, q0, nq, k0, nk, 0, value_size, scratch,
+                            packed_out, incoming, dummy,
                         )  # fmt: skip
                         weights = scores
                         if quick:
@@ -299,10 +323,10 @@ def backward_kernel(dtype: str) -> Kernel:
                                         scratch[deltas + j] += part * scratch[incoming + at + j]
                                         scratch[sums + j] += part
                             continue
-                        lane_product(
-                            scratch, weights, laid_out, active * lanes, flat_value,
-                            ((b * key_heads + key_head) * keys + k0) * value_padded, nk,
-                            value_padded, value_padded,
+                        to_keys(
+                            p, narrow, q0, nq, k0, nk, scratch, weights, laid_out, flat_value,
+                            ((b * key_heads + key_head) * keys + k0) * value_padded, value_padded,
+                            value_padded,
                         )  # fmt: skip
                         for i in range(0 if quick else nk):
                             at = i * wide
@@ -369,14 +393,14 @@ def backward_kernel(dtype: str) -> Kernel:
                             )  # fmt: skip
                             begin, padded = plan[at], plan[at + 4]
                             width = (plan[at + 1] + lanes - 1) // lanes * lanes
-                            lane_product(
-                                scratch, own, laid + padded, active * lanes, flat_key,
+                            to_keys(
+                                p, narrow, q0, nq, k0, nk, scratch, own, laid + padded, flat_key,
                                 ((b * key_heads + key_head) * keys + k0) * size_padded + padded,
-                                nk, size_padded, width,
+                                size_padded, width,
                             )  # fmt: skip
                             to_query(
-                                key, clean, b, key_head, nq, k0, nk, begin, plan[at + 1], scratch,
-                                own, to_q + begin * wide, ones, safe,
+                                p, narrow, clean, b, key_head, q0, nq, k0, nk, begin, plan[at + 1],
+                                scratch, own, to_q + begin * wide, ones, safe,
                             )  # fmt: skip
                     if gathering:
                         for j in range(wide):

@@ -167,7 +167,7 @@ def forward_kernel(dtype: str) -> Kernel:
                 if plan[5] >= 0:
                     drop(p, b, h, q0, k0, nk, scratch, scores)
                 accumulate(
-                    p, found, b, h, nq, k0, nk, scratch, scores, output, statistics + 2 * wide,
+                    p, found, b, h, q0, nq, k0, nk, scratch, scores, output, statistics + 2 * wide,
                     safe, seen,
                 )  # fmt: skip
             for j in range(nq):

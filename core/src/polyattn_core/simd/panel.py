@@ -257,7 +257,7 @@ def panel_kernel(dtype: str) -> Kernel:
                 if plan[5] >= 0:
                     drop(p, b, h, q0, start + k0, nk, scratch, at)
                 accumulate(
-                    p, PARTIAL, b, h, nq, start + k0, nk, scratch, at, output, ones, safe, seen
+                    p, PARTIAL, b, h, q0, nq, start + k0, nk, scratch, at, output, ones, safe, seen
                 )
             for j in range(nq):
                 factor = one

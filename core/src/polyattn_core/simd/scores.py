@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 from . import target
 from .jit import embed, inline
 from .masking import (
+    BAND,
     BATCH,
     COUNT,
     EMPTY,
@@ -31,7 +32,7 @@ from .masking import (
 from .rule_encoding import call_forward
 from .tiles import ALIGN, tile_operations
 from .transpose import transpose_operations
-from .vector import pointer
+from .vector import pointer, raw
 
 SOFTMAX, SOFTPICK, ELEMENTWISE, SPARSEMAX, ENTMAX15, TOP_K = range(6)
 """Normalisers. ELEMENTWISE: the last rule turns a score into its weight, without a sum."""
@@ -137,14 +138,41 @@ def score_operations(dtype: str) -> SimpleNamespace:
             )  # fmt: skip
 
     @inline
-    def products(key, b, h, nq, k0, nk, begin, size, scratch, queries, scores, maximum):  # type: ignore[no-untyped-def]
-        """scores[i, lane] = key[k0 + i] · packed query, over `size` coordinates from `begin`."""
+    def banded(p, found):  # type: ignore[no-untyped-def]
+        """Does a band, such as a causal mask or a window, cut through the tile, and nothing else?
+
+        Then each column of queries has its keys without a gap, and the products leave out others.
+        """
+        return found == PARTIAL and p.steps.shape[0] == 1 and p.steps[0, 0] == BAND
+
+    @inline
+    def band(p, q0, k0, nk, column):  # type: ignore[no-untyped-def]
+        """First key of a tile that some query of a column of lanes may see, and last key + 1."""
+        from_first = q0 + column * lanes - p.plan[1] - k0
+        low = min(max(from_first + p.steps[0, 1], 0), nk)
+        return low, max(min(from_first + lanes + p.steps[0, 2], nk), low)
+
+    @inline
+    def products(  # type: ignore[no-untyped-def]
+        p, narrow, key, b, h, q0, nq, k0, nk, begin, size, scratch, queries, scores, maximum
+    ):
+        """scores[i, lane] = key[k0 + i] · packed query, over `size` coordinates from `begin`.
+
+        With `narrow`, only inside the band; what lies outside is left as it was.
+        """
         step = key.strides[2] // key.itemsize
-        at = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step + begin
+        start = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step + begin
         active = (nq + lanes - 1) // lanes
-        score_product(
-            key, at, step, nk, scratch, queries + begin * wide, scores, maximum, size, active
-        )
+        for column in range(active if narrow else 1):
+            low, high, columns = 0, nk, active
+            if narrow:
+                low, high = band(p, q0, k0, nk, column)
+                columns = 1
+            lane = column * lanes
+            score_product(
+                key, start + low * step, step, high - low, scratch, queries + begin * wide + lane,
+                scores + low * wide + lane, maximum + lane, size, columns,
+            )  # fmt: skip
 
     @embed
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
@@ -202,12 +230,14 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 return found
         group = p.query.shape[1] // p.key.shape[1]
         components, done = plan[COMPONENT_COUNT], 0
+        # Rules are applied to the whole tile, so that they had better find scores there.
+        narrow = p.rules.shape[0] == 0 and banded(p, found)
         for c in range(components):
             at = COMPONENTS + c * COMPONENT_WIDTH
             to, done = scores if c == 0 else part, plan[at + 3]
             products(
-                p.key, b, h // group, nq, k0, nk, plan[at], plan[at + 1], scratch, queries, to,
-                maximum,
+                p, narrow, p.key, b, h // group, q0, nq, k0, nk, plan[at], plan[at + 1], scratch,
+                queries, to, maximum,
             )  # fmt: skip
             run_rules(p, plan[at + 2], done, b, h, q0, k0, nk, scratch, to, rowed, stages, meta)
             if c > 0:
@@ -279,7 +309,24 @@ def score_operations(dtype: str) -> SimpleNamespace:
                 scratch[at + j] = scratch[at + j] * factor if stays else zero
 
     @embed
-    def accumulate(p, found, b, h, nq, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
+    def add_values(  # type: ignore[no-untyped-def]
+        p, narrow, value, at, step, q0, nq, k0, nk, scratch, weights, output, rescale, size
+    ):
+        """Output = output · rescale + Vᵀ · weightsᵀ; with `narrow`, only inside the band."""
+        active = (nq + lanes - 1) // lanes
+        for column in range(active if narrow else 1):
+            low, high, columns = 0, nk, active
+            if narrow:
+                low, high = band(p, q0, k0, nk, column)
+                columns = 1
+            lane = column * lanes
+            value_product(
+                value, at + low * step, step, high - low, scratch, weights + low * wide + lane,
+                output + lane, rescale + lane, size, columns,
+            )  # fmt: skip
+
+    @embed
+    def accumulate(p, found, b, h, q0, nq, k0, nk, scratch, weights, output, rescale, safe, seen):  # type: ignore[no-untyped-def]
         """Output = output · rescale + Vᵀ · weightsᵀ.
 
         Where part of the tile is invisible, values that are not finite are taken out of the
@@ -293,14 +340,17 @@ def score_operations(dtype: str) -> SimpleNamespace:
         clean = True
         if found == PARTIAL:
             clean = finite(value, b, h // group, k0, nk)
-        active = (nq + lanes - 1) // lanes
         if clean:
-            value_product(value, at, step, nk, scratch, weights, output, rescale, size, active)
+            add_values(
+                p, banded(p, found), value, at, step, q0, nq, k0, nk, scratch, weights, output,
+                rescale, size,
+            )  # fmt: skip
             return
         for i in range(nk):
             for d in range(size):
                 x = value[b, h // group, k0 + i, d]
                 scratch[safe + i * size + d] = x if np.isfinite(x) else zero
+        active = (nq + lanes - 1) // lanes
         value_product(scratch, safe, size, nk, scratch, weights, output, rescale, size, active)
         for i in range(nk):
             for d in range(size):
@@ -313,10 +363,12 @@ def score_operations(dtype: str) -> SimpleNamespace:
     @embed
     def finite(array, b, h, first, count):  # type: ignore[no-untyped-def]
         """Are all numbers of these rows finite?"""
-        probe = zero
+        numbers, probe = raw(array), zero  # indices of an array would not vectorise
+        step = array.strides[2] // array.itemsize
+        start = (b * array.strides[0] + h * array.strides[1]) // array.itemsize + first * step
         for i in range(count):
             for d in range(array.shape[3]):
-                probe += array[b, h, first + i, d] * zero
+                probe += numbers[start + i * step + d] * zero
         return probe == zero
 
     return SimpleNamespace(
@@ -328,6 +380,8 @@ def score_operations(dtype: str) -> SimpleNamespace:
         run_rules=run_rules,
         weigh=weigh,
         drop=drop,
+        banded=banded,
+        add_values=add_values,
         accumulate=accumulate,
         finite=finite,
     )

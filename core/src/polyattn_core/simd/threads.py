@@ -34,7 +34,9 @@ _LOOKS = 1 << 16  # at whether helpers are done: some 50 µs, about what it take
 class _Job:
     """A kernel that several threads run at once, and what they tell each other."""
 
-    def __init__(self, kernel: Callable[..., Any], arguments: tuple[Any, ...], helpers: int) -> None:
+    def __init__(
+        self, kernel: Callable[..., Any], arguments: tuple[Any, ...], helpers: int
+    ) -> None:
         self.kernel, self.arguments = kernel, arguments
         self.counter = np.zeros(1 + helpers, np.int64)
         """The next task, which is all that kernels look at; then, for each helper, is it done?"""
