@@ -19,6 +19,13 @@ transformers = pytest.importorskip(
 
 DROPOUT = {"dropout": "attention_probs_dropout_prob"}
 GROUPED = {"kv_heads": "num_key_value_heads", "head_size": "head_dim"}
+LATENT = {
+    "latent": "kv_lora_rank",
+    "query_latent": "q_lora_rank",
+    "head_size": "qk_nope_head_dim",
+    "rope_size": "qk_rope_head_dim",
+    "value_size": "v_head_dim",
+}
 SIZES = {"dim": "hidden_size", "heads": "num_attention_heads"}
 BUCKETS = {
     "buckets": "relative_attention_num_buckets",
@@ -43,9 +50,11 @@ def numbers(name: str) -> dict[str, Any]:
         ("standard/vit-base", "ViT", SIZES | DROPOUT),
         ("standard/t5-base", "T5", {"dropout": "dropout_rate", "head_size": "d_kv"}),
         ("standard/t5-base-decoder", "T5", {"dropout": "dropout_rate", "head_size": "d_kv"}),
+        ("standard/switch-base", "SwitchTransformers", SIZES | {"dropout": "dropout_rate"}),
         ("standard/llama-2-7b", "Llama", SIZES | GROUPED),
         ("standard/mistral", "Mistral", SIZES | GROUPED | {"window": "sliding_window"}),
         ("standard/gemma-7b", "Gemma", SIZES | GROUPED),
+        ("standard/deepseek-v3", "DeepseekV3", SIZES | LATENT),
         ("sparse/longformer-base", "Longformer", SIZES | DROPOUT | {"window": "attention_window"}),
         (
             "sparse/bigbird-base",
@@ -76,9 +85,16 @@ def test_rotations(name: str, model: str) -> None:
     assert numbers(name)["position"]["base"] == config.rope_parameters["rope_theta"]
 
 
-@pytest.mark.parametrize("name", ["standard/t5-base", "standard/t5-base-decoder"])
-def test_buckets(name: str) -> None:
-    config = transformers.T5Config()
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("standard/t5-base", "T5"),
+        ("standard/t5-base-decoder", "T5"),
+        ("standard/switch-base", "SwitchTransformers"),
+    ],
+)
+def test_buckets(name: str, model: str) -> None:
+    config = getattr(transformers, f"{model}Config")()
     position = numbers(name)["position"]
     assert {ours: position[ours] for ours in BUCKETS} == {
         ours: getattr(config, theirs) for ours, theirs in BUCKETS.items()
