@@ -161,7 +161,7 @@ def test_presets_from_toml(package: Path) -> None:
         [longformer-base]
         mechanism = "local-global"
         summary = "Longformer, größe „base“"
-        source = "2004.05150, table 1"
+        source = "arXiv:2004.05150, section 5"
         tags = ["long", "encoder"]
         options = { dim = 768, heads = 12, window = 512, causal = false, rope = { base = 1e4 } }
 

@@ -76,6 +76,7 @@ def test_widths_that_do_not_fit(dim: Any) -> None:
         ("google/gemma-2-9b-it", "standard/gemma-2-9b"),
         ("google/gemma-3-4b-pt", "standard/gemma-3-4b"),
         ("Qwen/Qwen2.5-7B-Instruct", "standard/qwen2-7b"),
+        ("Qwen/Qwen2.5-7B-Instruct-1M", "standard/qwen2-5-7b-1m"),
         ("Qwen/Qwen3-8B", "standard/qwen3-8b"),
         ("deepseek-ai/DeepSeek-V2-Chat", "standard/deepseek-v2"),
         ("deepseek-ai/DeepSeek-Coder-V2-Lite-Base", "standard/deepseek-v2-lite"),

@@ -177,6 +177,10 @@ CASES = {
         "Qwen2Model", llama_like("Qwen2Config", 896, 7, 1, rope(1e6)), LAYER, f"{LAYER}.o_proj",
         896,
     ),
+    "qwen2-5-7b-1m": Case(
+        "Qwen2Model", llama_like("Qwen2Config", 896, 7, 1, rope(1e7)), LAYER, f"{LAYER}.o_proj",
+        896,
+    ),
     "qwen3-8b": Case(
         "Qwen3Model", llama_like("Qwen3Config", 512, 4, 1, rope(1e6), head_dim=128), LAYER,
         f"{LAYER}.o_proj", 512,

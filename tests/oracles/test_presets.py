@@ -54,7 +54,7 @@ def test_performer(causal: bool) -> None:
     assert layer.config.heads == 2
     omega = torch.tensor(layer.projection)
     assert omega.shape == (256, 64)
-    # Appendix A.4: rows of a block of 64 are orthogonal, and as long as normal vectors are.
+    # Appendix B.2: rows of a block of 64 are orthogonal, and as long as normal vectors are.
     block = omega[:64] @ omega[:64].T
     np.testing.assert_allclose(block - torch.diag(block.diag()), 0, atol=1e-10)
     assert abs(float(block.diag().mean()) / 64 - 1) < 0.1

@@ -263,7 +263,7 @@ def presets_from_toml(
     >>> # [longformer-base]
     >>> # mechanism = "local-global"
     >>> # summary = "Longformer, base size"
-    >>> # source = "2004.05150, table 1"
+    >>> # source = "arXiv:2004.05150, section 5"
     >>> # options = { dim = 768, heads = 12, window = 512 }
     >>> # models = ["longformer"]
 

@@ -33,6 +33,7 @@ SIZES = {  # layers are dim, heads, key heads, head size
     "gemma-3-4b": (2560, 8, 4, 256),
     "gemma-3-4b-local": (2560, 8, 4, 256),
     "qwen2-7b": (3584, 28, 4, 128),
+    "qwen2-5-7b-1m": (3584, 28, 4, 128),
     "qwen3-8b": (4096, 32, 8, 128),
 }
 

@@ -21,7 +21,7 @@ def persistence_h0(points: Any) -> Array:
 
     References
     ----------
-    Edelsbrunner and Harer, Computational topology (2010), section VII.
+    Edelsbrunner and Harer, Computational topology (2010), chapter VII.
 
     Examples
     --------
