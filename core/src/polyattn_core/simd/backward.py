@@ -78,7 +78,8 @@ def backward_kernel(dtype: str) -> Kernel:
         scores_of.finite,
         scores_of.visible_keys,
     )
-    banded, add_values = scores_of.banded, scores_of.add_values
+    banded, queries_seen = scores_of.banded, scores_of.queries_seen
+    add_values = scores_of.add_values
     pack_state, recompute = weights_of.pack_state, weights_of.recompute
     value_product, lane_product = ops.value_product, ops.lane_product
     gradient_step = ops.gradient_step
@@ -125,9 +126,7 @@ def backward_kernel(dtype: str) -> Kernel:
             count, low, high = nk, 0, used
             if narrow:
                 count = min(lanes, nk - i)
-                from_first = p.plan[1] + k0 + i - q0
-                low = min(max(from_first - p.steps[0, 2], 0), used)
-                high = max(min(from_first + count - p.steps[0, 1], used), low)
+                low, high = queries_seen(p, q0, used, k0 + i, count)
             lane_product(
                 scratch, weights + i * wide + low, rows + low * step, high - low, out,
                 at + i * step, count, step, width,

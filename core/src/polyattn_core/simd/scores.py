@@ -146,11 +146,18 @@ def score_operations(dtype: str) -> SimpleNamespace:
         return found == PARTIAL and p.steps.shape[0] == 1 and p.steps[0, 0] == BAND
 
     @inline
-    def band(p, q0, k0, nk, column):  # type: ignore[no-untyped-def]
+    def keys_seen(p, q0, k0, nk, column):  # type: ignore[no-untyped-def]
         """First key of a tile that some query of a column of lanes may see, and last key + 1."""
         from_first = q0 + column * lanes - p.plan[1] - k0
         low = min(max(from_first + p.steps[0, 1], 0), nk)
         return low, max(min(from_first + lanes + p.steps[0, 2], nk), low)
+
+    @inline
+    def queries_seen(p, q0, used, key, count):  # type: ignore[no-untyped-def]
+        """First of `used` lanes that may see some of `count` keys from `key` on, and last + 1."""
+        from_first = p.plan[1] + key - q0
+        low = min(max(from_first - p.steps[0, 2], 0), used)
+        return low, max(min(from_first + count - p.steps[0, 1], used), low)
 
     @inline
     def products(  # type: ignore[no-untyped-def]
@@ -163,16 +170,18 @@ def score_operations(dtype: str) -> SimpleNamespace:
         step = key.strides[2] // key.itemsize
         start = (b * key.strides[0] + h * key.strides[1]) // key.itemsize + k0 * step + begin
         active = (nq + lanes - 1) // lanes
-        for column in range(active if narrow else 1):
-            low, high, columns = 0, nk, active
+        for i in range(0, nk if narrow else 1, lanes):
+            count, first, last = nk, 0, active
             if narrow:
-                low, high = band(p, q0, k0, nk, column)
-                columns = 1
-            lane = column * lanes
-            score_product(
-                key, start + low * step, step, high - low, scratch, queries + begin * wide + lane,
-                scores + low * wide + lane, maximum + lane, size, columns,
-            )  # fmt: skip
+                count = min(lanes, nk - i)
+                low, high = queries_seen(p, q0, active * lanes, k0 + i, count)
+                first, last = low // lanes, (high + lanes - 1) // lanes
+            lane = first * lanes
+            if first < last:
+                score_product(
+                    key, start + i * step, step, count, scratch, queries + begin * wide + lane,
+                    scores + i * wide + lane, maximum + lane, size, last - first,
+                )  # fmt: skip
 
     @embed
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
@@ -317,7 +326,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         for column in range(active if narrow else 1):
             low, high, columns = 0, nk, active
             if narrow:
-                low, high = band(p, q0, k0, nk, column)
+                low, high = keys_seen(p, q0, k0, nk, column)
                 columns = 1
             lane = column * lanes
             value_product(
@@ -381,6 +390,7 @@ def score_operations(dtype: str) -> SimpleNamespace:
         weigh=weigh,
         drop=drop,
         banded=banded,
+        queries_seen=queries_seen,
         add_values=add_values,
         accumulate=accumulate,
         finite=finite,
