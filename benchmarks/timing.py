@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 quick = False
 """Fewer and shorter rounds; set by run.py."""
-PAUSE = 0.02
-"""Seconds between candidates: OpenMP's and BLAS' threads spin for milliseconds after a call, and
-would take the time of whoever comes next."""
+PAUSE = 0.05
+"""Seconds between candidates: the threads of OpenMP and BLAS spin for up to 26 milliseconds after
+a call, and would take the time of whoever comes next."""
 say: Callable[[str], None] = lambda text: None  # noqa: E731
 """Told what is being measured; set by run.py."""
 

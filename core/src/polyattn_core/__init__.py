@@ -14,6 +14,7 @@ Importing this package imports nothing else: take what you need from its modules
 ``positions``      rotary embeddings and relative position biases
 ``mechanism``      the protocol of a mechanism and the base class that does its house-keeping
 ``streaming``      the base class for mechanisms that run on the streaming tile engine
+``products``       products of large matrices, between kernels
 ``simd``           the Numba tool kit; for kernels
 =================  ==========================================================================
 """

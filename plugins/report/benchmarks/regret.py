@@ -39,7 +39,7 @@ ALWAYS = ("flash", "gaussian", "diffusion")
 """To take always the same is what the advice has to beat."""
 
 
-def measure(splits: int = 5, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+def regrets(splits: int = 5, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     """One row a data set."""
     return [_row(shape, splits) for shape in SHAPES if not only or shape.name in only]
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=())
     parser.add_argument("--json", type=Path, default=Path("build/regret.json"))
     options = parser.parse_args()
-    rows = measure(options.splits, options.only)
+    rows = regrets(options.splits, options.only)
     console = Console(width=150)
     console.print(_table([*rows, *means(rows)]))
     options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from polyattn_core import resolver
 from polyattn_core.arrays import Array, merge_heads, split_heads
 from polyattn_core.config import AttentionConfig
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
+from polyattn_core.products import matmul
 from polyattn_core.spec import Capabilities, MechanismSpec
 
 SPEC = MechanismSpec(
@@ -46,7 +47,8 @@ class Projected(Mechanism):
 
     def _affine(self, name: str, array: Array) -> Array:
         weight = self.parameters.cast(name, array.dtype)
-        return split_heads(merge_heads(array) @ weight.T, self.config.heads, name)
+        merged = matmul(merge_heads(array), weight.T, self.config.threads)
+        return split_heads(merged, self.config.heads, name)
 
     def _affine_pullback(
         self, name: str, array: Array, gradient: Array, learned: dict[str, Array]
@@ -54,7 +56,7 @@ class Projected(Mechanism):
         merged, incoming = merge_heads(array), merge_heads(gradient)
         learned[name] = np.einsum("bno,bni->oi", incoming, merged, optimize=True)
         weight = self.parameters.cast(name, array.dtype)
-        return split_heads(incoming @ weight, self.config.heads, name)
+        return split_heads(matmul(incoming, weight, self.config.threads), self.config.heads, name)
 
     def _projected(self, call: Call) -> Call:
         return replace(call, query=self._affine("query.weight", call.query))

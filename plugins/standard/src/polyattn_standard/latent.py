@@ -13,6 +13,7 @@ from polyattn_core.errors import ArgumentError, ShapeError
 from polyattn_core.masks import MaskShape
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 from polyattn_core.positions import rotate
+from polyattn_core.products import matmul
 from polyattn_core.spec import MechanismSpec
 
 from .config import LatentConfig, ScaledDotProductConfig
@@ -233,8 +234,8 @@ class Latent(Mechanism):
                 # Hidden tokens have no gradient, and 0 · NaN must not make them one.
                 live = np.any(flat, axis=1, keepdims=True)
                 seen = np.where(live, array.reshape(-1, array.shape[-1]), 0)
-                learned[name] = flat.T @ seen
-                return np.asarray(incoming @ self.parameters.cast(name, array.dtype))
+                learned[name] = matmul(flat.T, seen, config.threads)
+                return matmul(incoming, self.parameters.cast(name, array.dtype), config.threads)
 
             merged = back("output.weight", merge_heads(attended), merge_heads(gradient))
             found = pull(split_heads(merged, heads, "gradient"))
@@ -300,9 +301,7 @@ class Latent(Mechanism):
         return rms_norm(array, weight, self.config.norm_epsilon)
 
     def _affine(self, name: str, array: Array) -> Array:
-        # Tokens that are hidden may hold anything; a warning about them would mislead.
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(array @ self.parameters.cast(name, array.dtype).T)
+        return matmul(array, self.parameters.cast(name, array.dtype).T, self.config.threads)
 
     def _rotary_key(self, key: Array, start: int) -> Array:
         if not self.config.rope_size:

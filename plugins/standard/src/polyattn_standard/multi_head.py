@@ -12,6 +12,7 @@ from polyattn_core.arrays import Array, merge_heads, split_heads
 from polyattn_core.errors import ParameterError, ShapeError
 from polyattn_core.masks import Causal, Mask, MaskShape, Window
 from polyattn_core.mechanism import Call, Gradients, Pullback
+from polyattn_core.products import matmul
 from polyattn_core.spec import MechanismSpec
 
 from .config import MultiHeadConfig
@@ -211,12 +212,10 @@ class MultiHead(ScaledDotProduct):
 
     def _affine(self, name: str, array: Array) -> Array:
         weight = self.parameters.cast(f"{name}.weight", array.dtype)
-        # Tokens that are hidden may hold anything; a warning about them would mislead.
-        with np.errstate(invalid="ignore", over="ignore"):
-            result = array @ weight.T
+        result = matmul(array, weight.T, self.config.threads)
         if name in self.config.with_bias:
             result += self.parameters.cast(f"{name}.bias", array.dtype)
-        return np.asarray(result)
+        return result
 
     def _affine_pullback(
         self, name: str, array: Array, gradient: Array, parameters: dict[str, Array]
@@ -225,8 +224,8 @@ class MultiHead(ScaledDotProduct):
         # Hidden tokens have no gradient, and 0 · NaN must not make them one.
         live = np.any(flat, axis=1, keepdims=True)
         seen = np.where(live, array.reshape(-1, array.shape[-1]), 0)
-        parameters[f"{name}.weight"] = flat.T @ seen
+        parameters[f"{name}.weight"] = matmul(flat.T, seen, self.config.threads)
         if name in self.config.with_bias:
             parameters[f"{name}.bias"] = flat.sum(axis=0)
         weight = self.parameters.cast(f"{name}.weight", array.dtype)
-        return np.asarray(gradient @ weight)
+        return matmul(gradient, weight, self.config.threads)

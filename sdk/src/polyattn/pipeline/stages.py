@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from polyattn_core.errors import ArgumentError
+from polyattn_core.products import matmul
 from polyattn_core.simd import layers
 
 from .stage import Array, Flow, Stage, StageGradients, StagePullback, flat
@@ -199,7 +200,7 @@ class FeedForward(Stage):
             return self.vjp(flow)[0]
         x = flat(flow.stream)
         first = "gate" if self.gated else "up"
-        hidden = x @ self._array(f"{first}.weight", x).T
+        hidden = matmul(x, self._array(f"{first}.weight", x).T)
         shift = self._array(f"{first}.bias", x) if self.bias else None
         layers.activate(hidden, shift, self.activation, out=hidden)
         if self.gated:
@@ -209,7 +210,7 @@ class FeedForward(Stage):
     def vjp(self, flow: Flow) -> tuple[Array, StagePullback]:
         x = flat(flow.stream)
         first = "gate" if self.gated else "up"
-        raw = x @ self._array(f"{first}.weight", x).T
+        raw = matmul(x, self._array(f"{first}.weight", x).T)
         shift = self._array(f"{first}.bias", x) if self.bias else None
         active = layers.activate(raw, shift, self.activation)
         linear = self._affine("up", x) if self.gated else None
@@ -262,16 +263,16 @@ class FeedForward(Stage):
         return self.parameters.cast(name, like.dtype)
 
     def _affine(self, name: str, x: Array) -> Array:
-        out = x @ self._array(f"{name}.weight", x).T
+        out = matmul(x, self._array(f"{name}.weight", x).T)
         if self.bias:
             out += self._array(f"{name}.bias", x)
         return out
 
     def _pulled_back(self, name: str, x: Array, gradient: Array, found: dict[str, Array]) -> Array:
-        found[f"{name}.weight"] = gradient.T @ x
+        found[f"{name}.weight"] = matmul(gradient.T, x)
         if self.bias:
             found[f"{name}.bias"] = gradient.sum(axis=0)
-        return gradient @ self._array(f"{name}.weight", x)
+        return matmul(gradient, self._array(f"{name}.weight", x))
 
 
 class Function(Stage):

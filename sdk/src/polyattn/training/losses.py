@@ -12,6 +12,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, ShapeError
+from polyattn_core.products import matmul
 from polyattn_core.simd import contrastive
 
 from ._checks import alike, flag, real, same_shape, vectors
@@ -122,10 +123,10 @@ def _among_positives(
     losses: Array,
 ) -> None:  # fmt: skip
     query, positive = parts["query"][rows], parts["positive"]
-    products = query @ positive.T
+    products = matmul(query, positive.T)
     contrastive.cross_entropy(products, np.arange(rows.start, rows.stop), scale, weight, losses)
-    np.matmul(products, positive, out=into["query"][rows])
-    into["positive"] += products.T @ query
+    into["query"][rows] = matmul(products, positive)
+    into["positive"] += matmul(products.T, query)
 
 
 def _among_negatives(
@@ -139,7 +140,7 @@ def _among_negatives(
     products = np.empty((len(query), 1 + negatives.shape[-2]), query.dtype)
     np.einsum("id,id->i", query, positive, out=products[:, 0])
     products[:, 1:] = (
-        np.matmul(negatives, query[..., None])[..., 0] if own else query @ negatives.T
+        np.matmul(negatives, query[..., None])[..., 0] if own else matmul(query, negatives.T)
     )  # fmt: skip
     contrastive.cross_entropy(products, np.zeros(len(query), np.int64), scale, weight, losses)
     of_positive, others = products[:, :1], products[:, 1:]
@@ -148,8 +149,8 @@ def _among_negatives(
         into["query"][rows] = np.matmul(others[:, None], negatives)[:, 0]
         into["negatives"][rows] = others[..., None] * query[:, None]
     else:
-        into["query"][rows] = others @ negatives
-        into["negatives"] += others.T @ query
+        into["query"][rows] = matmul(others, negatives)
+        into["negatives"] += matmul(others.T, query)
     into["query"][rows] += of_positive * positive
 
 
