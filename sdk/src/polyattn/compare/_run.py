@@ -28,8 +28,10 @@ from .data import Dataset, load
 from .results import Comparison, DataSummary, LeftOut, Metric
 from .settings import Settings
 
-PATIENCE = 3
+PATIENCE = 6
 """Equal shares of the budget that one mechanism may use."""
+COMMON = ("standard", "sparse")
+"""Families of what is usual, and fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ def compare(
     metric = _metric(task, chosen)
     dim = folds[0].test.query.shape[1]
     mechanisms_found, left_out = select(chosen, dim)
+    if chosen.budget is not None:  # those that most would try are tried first
+        mechanisms_found.sort(key=lambda candidate: candidate.family not in COMMON)
     candidates: list[Candidate] = [NearestNeighbours(), NumpySoftmax(), *mechanisms_found]
     report = _Reporter(progress, metric, len(folds), len(candidates))
     with limited_threads(chosen.threads):
