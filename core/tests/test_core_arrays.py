@@ -22,7 +22,7 @@ from polyattn_core.arrays import (
     split_heads,
     unbroadcast,
 )
-from polyattn_core.errors import DTypeError, ShapeError
+from polyattn_core.errors import ArgumentError, DTypeError, ShapeError
 from polyattn_core.spec import DTYPES
 
 SINGLE = np.dtype(np.float32)
@@ -272,3 +272,18 @@ def test_any_layout_gives_the_same_attention(build: Any, name: str) -> None:
 
 def test_the_module_says_what_it_accepts() -> None:
     assert all(name in arrays.ACCEPTED_DTYPES for name in DTYPES)
+
+
+@pytest.mark.parametrize("kind", [np.matrix, np.ma.MaskedArray])
+def test_subclasses_are_read_as_ordinary_arrays(build: Any, kind: type) -> None:
+    mechanism = build(dim=4)
+    plain = np.arange(12, dtype=np.float32).reshape(3, 4)
+    found = mechanism(plain.view(kind))
+    assert type(found) is np.ndarray
+    np.testing.assert_array_equal(found, mechanism(plain))
+
+
+def test_masked_arrays_that_hide_something_are_refused(build: Any) -> None:
+    hidden = np.ma.masked_greater(np.ones((3, 4)), 0)
+    with pytest.raises(ArgumentError, match="query: got a masked array; expected one that hides"):
+        build(dim=4)(hidden)

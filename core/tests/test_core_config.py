@@ -195,3 +195,16 @@ def test_attribute_docstrings_are_descriptions() -> None:
     for owner in (described, *described["$defs"].values()):
         for name, option in owner["properties"].items():
             assert name == "kind" or option.get("description"), name
+
+
+class Counting(AttentionConfig):
+    share: float | None = None
+    either: bool | int = False
+
+
+@pytest.mark.parametrize("name", ["heads", "kv_heads", "threads", "share"])
+def test_truth_values_are_no_numbers(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: got True; expected another value: .* numbers"):
+        build_config(Counting, {"dim": 4, name: True}, mechanism="counting")
+    assert build_config(Counting, {"dim": 4, name: 1}, mechanism="counting")
+    assert build_config(Counting, {"dim": 4, "either": True}, mechanism="counting").either is True

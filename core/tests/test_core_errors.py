@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 
 from polyattn_core import errors
@@ -192,3 +193,9 @@ def test_what_they_carry() -> None:
     capability = errors.CapabilityError("a/b", "gradients", ["c"])
     assert (capability.mechanism, capability.capability) == ("a/b", "gradients")
     assert capability.alternatives == ("c",)
+
+
+def test_values_are_shown_on_one_line() -> None:
+    assert str(errors.ArgumentError("name", "", "a name")) == "name: got ''; expected a name"
+    text = str(errors.ArgumentError("edges", np.zeros((2, 2)), "edges"))
+    assert text == "edges: got array([[0., 0.], [0., 0.]]); expected edges"

@@ -35,6 +35,13 @@ def test_plugins(cli: Cli) -> None:
     assert found["sparse"]["mechanisms"] == len(pa.available(family="sparse"))
 
 
+def test_plugins_in_a_narrow_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = cli("plugins").out.splitlines()
+    assert "Version" in lines[0]
+    assert len(lines) == 2 + len(polyattn_registry.plugins())
+
+
 @pytest.mark.usefixtures("failing")
 def test_plugins_say_what_failed(cli: Cli) -> None:
     result = cli("plugins")
@@ -92,6 +99,21 @@ def test_doctor_reports_kernels_of_other_versions(
     (tmp_path / "old" / "a.kernel").write_bytes(bytes(2_000_000))
     assert "1 of other versions, 2.0 MB (polyattn cache clear" in cli("doctor").out
     assert list(tmp_path.iterdir()) == [tmp_path / "old"]  # looking leaves no traces
+
+
+def test_doctor_compares_vectors_with_those_of_the_machine(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyattn_core.simd import target
+
+    monkeypatch.setattr(_health, "_machine_vector_bytes", target.vector_bytes)
+    assert "the widest of this machine" in cli("doctor").out
+    monkeypatch.setattr(_health, "_machine_vector_bytes", lambda: 2 * target.vector_bytes())
+    narrow = cli("doctor", "--json").json["processor"]["vectors"]
+    assert narrow["state"] == "warning"
+    assert "slower than they could be; unset POLYATTN_VECTOR_BYTES" in narrow["advice"]
+    monkeypatch.setattr(_health, "_machine_vector_bytes", lambda: target.vector_bytes() // 2)
+    assert "may crash" in cli("doctor").out
 
 
 def test_doctor_finds_what_cannot_be_imported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

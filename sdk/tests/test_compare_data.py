@@ -261,6 +261,12 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
         load(tmp_path / "o.npy")
 
 
+def test_what_only_looks_like_a_file_of_numpy(tmp_path: Path) -> None:
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(DataError, match=r"text.npy \(it is something else\); expected one array"):
+        load(tmp_path / "text.npy")
+
+
 def test_an_archive_with_several_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", one=VECTORS, two=VECTORS)
     with pytest.raises(DataError, match=r"one \(40, 3\), two \(40, 3\); expected one 2-D array"):

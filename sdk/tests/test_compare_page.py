@@ -197,7 +197,7 @@ def test_bundled_data_are_listed(cli: Cli) -> None:
         (("iris", "--splits", "1"), 2, "--splits"),
         (("iris", "--scale", "log"), 2, "--scale"),
         (("iris", "--html", "x.html", "--no-html"), 2, "exclude each other"),
-        (("iris", "--html", "no/such/folder.html"), 1, "a path in a folder that exists"),
+        (("iris", "--html", "no/such/folder.html"), 1, "a file in a folder that exists"),
         (("irish",), 1, "a bundled data set (digits"),
         (("iris", "-m", "nothing-of-the-kind", "--no-html"), 1, "nothing-of-the-kind"),
         (("iris", "--metric", "r2", "--no-html"), 1, "accuracy, log-loss, ndcg"),

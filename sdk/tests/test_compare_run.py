@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import Field
+from rich.console import Console
 
 import polyattn as pa
 from polyattn.compare import Progress, compare
 from polyattn_core.config import AttentionConfig
-from polyattn_core.errors import ConfigError, UnknownNameError
+from polyattn_core.errors import ConfigError, ShapeError, UnknownNameError
 from polyattn_core.mechanism import Call, Mechanism
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -93,6 +95,23 @@ class Slow(Soft):
         return super()._forward(call)
 
 
+class Narrow(Soft):
+    """Its values are of the width of its queries."""
+
+    def _forward(self, call: Call) -> Any:
+        if call.value.shape[-1] != call.query.shape[-1]:
+            raise ShapeError("value", f"head size {call.value.shape[-1]}", "that of queries")
+        return super()._forward(call)
+
+
+class Sleepy(Soft):
+    """Half a second a call: no share of a small budget is enough for a search."""
+
+    def _forward(self, call: Call) -> Any:
+        time.sleep(0.5)
+        return super()._forward(call)
+
+
 def spec(name: str, factory: type, **more: Any) -> pa.MechanismSpec:
     capabilities = more.pop("capabilities", {})
     return pa.MechanismSpec(
@@ -118,6 +137,8 @@ SPECS = (
     spec("quitting", Quitting),
     spec("undefined", Undefined),
     spec("slow", Slow),
+    spec("narrow", Narrow),
+    spec("sleepy", Sleepy),
     spec("window", Soft, capabilities={"positional": True}),
     spec("graph", Soft, capabilities={"side_inputs": (SIDE,)}),
     spec("square", Soft, capabilities={"cross": False}),
@@ -277,6 +298,44 @@ def test_a_broken_mechanism_has_a_row_that_says_why(result: Any) -> None:
 def test_a_slow_mechanism_is_given_up() -> None:
     row = run(mechanisms="slow", time_limit=0.1).row("slow")
     assert row.error == "given up after 0.1 s (--time-limit)"
+
+
+def test_what_cannot_take_the_values_is_left_out() -> None:
+    found = run(mechanisms="soft,narrow")
+    assert not found.failed
+    (left_out,) = found.left_out
+    assert left_out.name == "narrow"
+    assert left_out.reason == (
+        "cannot take these values: got head size 3; expected that of queries"
+    )
+    assert "left out: narrow" in rendered(found)
+    alone = run(mechanisms="narrow")
+    assert alone.best is None
+    assert "left out: narrow" in rendered(alone)
+
+
+def test_a_budget_bounds_everything_and_still_answers() -> None:
+    start = time.perf_counter()
+    found = run(mechanisms="soft,sleepy,near", budget=6)
+    assert time.perf_counter() - start < 20
+    assert {row.label for row in found.rows if not row.anchor} == {"soft", "near"}
+    (left_out,) = found.left_out
+    assert (left_out.name, left_out.reason) == ("sleepy", "takes more than its share of --budget 6")
+    assert "--budget 6" in found.command
+
+
+def test_a_budget_that_is_used_up_leaves_the_anchors() -> None:
+    found = run(budget=1e-3)
+    assert all(row.anchor for row in found.rows)
+    assert {item.reason for item in found.left_out} == {"not reached within --budget 0.001"}
+    with pytest.raises(ConfigError, match="budget"):
+        run(budget=0)
+
+
+def rendered(found: Any) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200).print(found)
+    return text.getvalue()
 
 
 def test_where_all_fail_there_is_no_best() -> None:

@@ -98,3 +98,12 @@ def test_results_are_frozen_and_plain(result: Any) -> None:
     assert max(map(len, table.splitlines())) <= 110
     assert "sharpness" in table
     assert "sharpness" not in result.table(width=80)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_nothing_is_cut_off_in_narrow_terminals(result: Any, width: int) -> None:
+    table = result.table(width)
+    assert "…" not in table
+    assert "★" in table
+    assert "k nearest neighbours" in table
+    assert max(map(len, table.splitlines())) <= width

@@ -81,12 +81,23 @@ def test_page(cli: Cli, tmp_path: Path) -> None:
         (("nothing",), "a bundled data set"),
         (("iris", "--scale", "log"), "scale: got log; expected standard, unit or none"),
         (("iris", "--limit", "-1"), "limit: got -1"),
+        (("iris", "--html", "no/such/page.html"), "--html: got no/such/page.html; expected a file"),
+        (("iris", "--html", "."), "--html: got .; expected a file in a folder that exists"),
     ],
 )
 def test_refusals(cli: Cli, arguments: tuple[str, ...], said: str) -> None:
     result = cli("report", *arguments)
     assert result.code == 1
     assert said in result.err
+
+
+def test_values_that_are_not_finite_are_found(cli: Cli, tmp_path: Path) -> None:
+    vectors = np.ones((20, 3))
+    vectors[4, 1] = np.nan
+    np.save(tmp_path / "x.npy", vectors)
+    result = cli("report", str(tmp_path / "x.npy"))
+    assert result.code == 1
+    assert "the first (nan) in row 4, column 1" in result.err
 
 
 def test_limit_and_scale_change_the_data(cli: Cli) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DTypeError, ShapeError
+from .errors import ArgumentError, DTypeError, ShapeError
 
 Array = npt.NDArray[Any]
 
@@ -54,7 +54,7 @@ def as_array(value: object, argument: str) -> Array:
     """`value` as an array of a supported dtype; Python lists of numbers become float64."""
     if isinstance(value, np.ndarray):
         compute_dtype(value.dtype, argument)
-        return value
+        return value if type(value) is np.ndarray else _ordinary(value, argument)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -63,6 +63,14 @@ def as_array(value: object, argument: str) -> Array:
         array = array.astype(np.float64)
     compute_dtype(array.dtype, argument)
     return array
+
+
+def _ordinary(value: Array, argument: str) -> Array:
+    """The data of an array of a subclass: a matrix, say, multiplies in another way."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        accepted = "one that hides nothing (mask= hides keys; fill what is missing)"
+        raise ArgumentError(argument, "a masked array", accepted)
+    return np.asarray(value)
 
 
 def check_qkv(query: Array, key: Array, value: Array) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
 
@@ -25,6 +26,21 @@ class Schema(BaseModel):
         ser_json_inf_nan="strings",
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_truth(cls, options: Any) -> Any:
+        """A truth value is no number, though Python and pydantic take it for 0 or 1."""
+        if isinstance(options, Mapping):
+            for name, value in options.items():
+                if isinstance(value, bool) and _only_numbers(cls.model_fields.get(name)):
+                    raise ValueError(f"{name}: true and false are no numbers")
+        return options
+
+
+def _only_numbers(field: FieldInfo | None) -> bool:
+    kinds = set() if field is None else {field.annotation, *get_args(field.annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 class AttentionConfig(Schema):

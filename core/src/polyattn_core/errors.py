@@ -231,5 +231,6 @@ class PluginDisabledError(PluginError):
 
 
 def _short(value: object, limit: int = 120) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    # An empty text is nothing to see, and arrays are printed on several lines.
+    text = value if isinstance(value, str) and value else " ".join(repr(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

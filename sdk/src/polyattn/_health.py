@@ -99,9 +99,32 @@ def _processor() -> Iterator[Finding]:
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("processor", target.cpu_name())
     yield Finding("features", telling or "unknown")
-    yield Finding("vectors", f"{8 * width} bits: {width // 4} float32 or {width // 8} float64")
+    yield _vectors(width, _machine_vector_bytes())
     own = "from a pool of polyattn's own; Numba's threading layers are not used"
     yield Finding("threads", f"{threads.limit()} of {os.cpu_count()} cores ({own})")
+
+
+def _machine_vector_bytes() -> int:
+    """Bytes of the widest vectors of this processor that kernels are made for."""
+    import llvmlite.binding as llvm
+
+    features = {name for name, on in llvm.get_host_cpu_features().items() if on}
+    if "avx512f" in features:
+        return 64
+    return 32 if {"avx2", "fma"} <= features else 16
+
+
+def _vectors(width: int, machine: int) -> Finding:
+    """The vectors that kernels are made of, beside those that the machine has."""
+    found = f"{8 * width} bits: {width // 4} float32 or {width // 8} float64"
+    if width == machine:
+        return Finding("vectors", f"{found}, the widest of this machine")
+    state: Literal["warning", "problem"] = "warning" if width < machine else "problem"
+    effect = "kernels are slower than they could be" if width < machine else "kernels may crash"
+    set_by = "POLYATTN_VECTOR_BYTES, NUMBA_CPU_NAME or NUMBA_CPU_FEATURES"
+    return Finding(
+        "vectors", found, state, f"this machine has {8 * machine} bits: {effect}; unset {set_by}"
+    )
 
 
 def _kernels() -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from rich.text import Text
 import polyattn_registry as registry
 
 from ._arguments import Json
-from ._output import count, fields, note, plain, print_json, show, table
+from ._output import count, fields, note, plain, print_json, show, table, to_people
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,13 +109,16 @@ def _verdict(findings: list[Finding], failed: list[PluginStatus]) -> Text:
 
 
 def _plugin_table(statuses: list[PluginStatus]) -> Table:
-    rows = table("Family", "Package", "State", "Mechanisms", "Import", unbroken=(0, 2))
+    # The longest names of packages need so much; a family's package bears its name.
+    wide = to_people().width >= 80
+    package = "Package" if wide else "Version"
+    rows = table("Family", package, "State", "Mechanisms", "Import", unbroken=(0, 2))
     for name in ("Mechanisms", "Import"):
         next(column for column in rows.columns if column.header == name).justify = "right"
     for status in statuses:
         rows.add_row(
             plain(status.family or "?"),
-            plain(f"{status.distribution} {status.version}"),
+            plain(f"{status.distribution} {status.version}" if wide else status.version),
             Text(status.state, style=_COLOURS[status.state]),
             str(status.mechanisms),
             f"{status.milliseconds:.0f} ms",

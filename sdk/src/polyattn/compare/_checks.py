@@ -68,7 +68,7 @@ def check(data: Dataset, settings: Settings) -> Checked:
             assert target is not None
             _check_counts(names, target, len(rows), settings)
     vectors = np.asarray(array[rows], np.float64)
-    _check_finite(vectors, rows, data.columns)
+    check_finite(vectors, rows, data.columns)
     varying = int((vectors.max(axis=0) > vectors.min(axis=0)).sum())
     if varying == 0:
         raise DataError("data", "the same vector in every row", "vectors that differ")
@@ -197,7 +197,8 @@ def _subsample(rows: Array, classes: Array | None, settings: Settings) -> Array:
     return np.sort(kept)
 
 
-def _check_finite(vectors: Array, rows: Array, columns: tuple[str, ...]) -> None:
+def check_finite(vectors: Array, rows: Array, columns: tuple[str, ...]) -> None:
+    """Refuse what is not finite, and say where the first such value is."""
     bad = ~np.isfinite(vectors)
     if not bad.any():
         return

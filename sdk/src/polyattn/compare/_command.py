@@ -63,9 +63,14 @@ def _target(data: str, path: str | None) -> Path:
     need("vl_convert", "vl-convert-python", "the page (--no-html does without)")
     name = re.sub(r"[^\w.-]+", "-", Path(data).stem).strip("-")
     target = Path(path) if path is not None else Path(f"polyattn-compare-{name}.html")
-    if not target.parent.is_dir():
-        raise ArgumentError("--html", str(target), "a path in a folder that exists")
+    check_target(target)
     return target
+
+
+def check_target(path: Path) -> None:
+    """A page can be written there."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise ArgumentError("--html", str(path), "a file in a folder that exists")
 
 
 def list_bundled(as_json: bool) -> None:

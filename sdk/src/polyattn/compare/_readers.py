@@ -85,6 +85,10 @@ def _explained(path: Path, argument: str) -> Iterator[None]:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         message = str(error).partition("\n")[0]
+        if "allow_pickle" in message:
+            # NumPy takes what it does not know for a pickle, and says how to load it unsafely.
+            objects = path.read_bytes()[:6] == b"\x93NUMPY"
+            message = "it holds Python objects" if objects else "it is something else"
         raise DataError(argument, f"{path.name} ({message})", _ACCEPTED[suffix]) from None
 
 

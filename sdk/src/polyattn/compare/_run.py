@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,13 @@ from ._smoothers import Candidate, NearestNeighbours, NumpySoftmax
 from ._tasks import Classification, Regression, Task
 from ._trial import run
 from .data import Dataset, load
-from .results import Comparison, DataSummary, Metric
+from .results import Comparison, DataSummary, LeftOut, Metric
 from .settings import Settings
+
+PATIENCE = 6
+"""Equal shares of the budget that one mechanism may use."""
+COMMON = ("standard", "sparse")
+"""Families of what is usual, and fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,13 @@ def compare(
     **settings
         Fields of :class:`~polyattn.compare.Settings`: `family`, `exclude`, `options`, `task`,
         `metric`, `scale`, `splits`, `test_size`, `seed`, `limit`, `threads`, `dtype`,
-        `time_limit`.
+        `time_limit`, `budget`.
 
     Returns
     -------
     Comparison
-        The same for the same arguments, but for times and memory.
+        The same for the same arguments, but for times and memory; with a `budget`, what takes part
+        depends on the machine.
 
     Raises
     ------
@@ -116,11 +123,18 @@ def compare(
     metric = _metric(task, chosen)
     dim = folds[0].test.query.shape[1]
     mechanisms_found, left_out = select(chosen, dim)
+    if chosen.budget is not None:  # those that most would try are tried first
+        mechanisms_found.sort(key=lambda candidate: candidate.family not in COMMON)
     candidates: list[Candidate] = [NearestNeighbours(), NumpySoftmax(), *mechanisms_found]
     report = _Reporter(progress, metric, len(folds), len(candidates))
     with limited_threads(chosen.threads):
-        outcomes = [run(c, task, metric, folds, chosen, report.begin(c)) for c in candidates]
+        tried = [
+            run(c, task, metric, folds, chosen, report.begin(c), share)
+            for c, share in _shares(candidates, chosen.budget, start)
+        ]
     report.end()
+    outcomes = [outcome for outcome in tried if not outcome.left_out]
+    left_out += tuple(LeftOut(o.candidate.label, o.left_out) for o in tried if o.left_out)
     rows = make_rows(outcomes, task, metric, folds)
     best = next((row.label for row in rows if not row.anchor and not row.error), None)
     winner = next((o for o in outcomes if o.candidate.label == best), None)
@@ -138,6 +152,21 @@ def compare(
         memory_method=_measure.memory_method(),
         errors=None if winner is None else find_errors(winner, checked, folds, chosen),
     )
+
+
+def _shares(
+    candidates: Sequence[Candidate], budget: float | None, start: float
+) -> Iterator[tuple[Candidate, float]]:
+    """Each candidate with the seconds that it may use, from what the others have left it."""
+    for place, candidate in enumerate(candidates):
+        if budget is None or candidate.anchor:  # what the others are judged by is always there
+            yield candidate, math.inf
+        else:
+            rest = budget - (time.perf_counter() - start)
+            left = len(candidates) - place
+            # Most use less than an equal share, and what they leave should not be wasted; but one
+            # that is slow has to leave half to those after it.
+            yield candidate, rest if left == 1 else rest * min(0.5, PATIENCE / left)
 
 
 def _metric(task: Task, settings: Settings) -> Metric:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from ._run import Progress
 
 BEST, TIED, ANCHOR = "★", "≈", "◇"
-NARROW = 100
+NARROW = 110
 """Terminals with fewer columns than this show less."""
+NARROWER = 90
+"""Terminals with fewer columns than this show one metric, and no memory."""
 
 
 def as_text(found: Comparison, width: int) -> str:
@@ -61,7 +63,8 @@ def report(found: Comparison, width: int = 120) -> RenderableType:
 def leaderboard(found: Comparison, width: int) -> Table:
     """One line for each candidate that was measured, best first."""
     metric, wide = found.metric, width >= NARROW
-    others = [other for other in found.metrics if other.name != metric.name]
+    shown = found.metrics if width >= NARROWER else ()
+    others = [other for other in shown if other.name != metric.name]
     table = Table(
         box=box.SIMPLE_HEAD,
         title=_title(found),
@@ -79,7 +82,8 @@ def leaderboard(found: Comparison, width: int) -> Table:
     if wide:
         table.add_column("sharpness", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("memory", justify="right", no_wrap=True)
+    if shown:
+        table.add_column("memory", justify="right", no_wrap=True)
     for row in found.rows:
         if row.error:
             continue
@@ -93,7 +97,9 @@ def leaderboard(found: Comparison, width: int) -> Table:
         cells += [fmt.score(other, row.scores[other.name].mean) for other in others]
         if wide:
             cells.append(_sharpness(row))
-        cells += [fmt.seconds(row.seconds), fmt.megabytes(row.memory)]
+        cells.append(fmt.seconds(row.seconds))
+        if shown:
+            cells.append(fmt.megabytes(row.memory))
         table.add_row(*cells, style="dim" if row.anchor else None)
     return table
 

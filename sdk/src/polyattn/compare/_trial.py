@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from polyattn_core.arrays import Array
-from polyattn_core.errors import ConfigError, PolyattnError
+from polyattn_core.errors import ConfigError, PolyattnError, ShapeError
 
 from . import _measure
 from ._folds import Fold, Part
@@ -36,6 +36,8 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
     error: str = ""
+    left_out: str = ""
+    """Why it takes no part after all."""
 
 
 class TimeLimitError(PolyattnError):
@@ -48,6 +50,10 @@ class TimeLimitError(PolyattnError):
         return f"given up after {self.args[0]:g} s (--time-limit)"
 
 
+class _OverBudgetError(Exception):
+    """A candidate used up its share of the budget."""
+
+
 def run(
     candidate: Candidate,
     task: Task,
@@ -55,26 +61,43 @@ def run(
     folds: list[Fold],
     settings: Settings,
     finished: Callable[[list[float]], None],
+    share: float = math.inf,
 ) -> Outcome:
     """Tune, predict, score and time a candidate on all splits.
 
-    `finished` is called once all is compiled, and after each split, with the scores so far.
+    `finished` is called once all is compiled, and after each split, with the scores so far. `share`
+    is the candidate's share of the budget, in seconds; with none left, nothing is begun.
     """
     outcome = Outcome(candidate)
+    if share <= 0:
+        outcome.left_out = f"not reached within --budget {settings.budget:g}"
+        return outcome
     try:
         candidate.prepare()
         # Compiles what has to be compiled, before the clock starts.
         first = folds[0].validation[0]
         smoothing = candidate.at(None)
-        smoothing.smooth(first.query, first.key, task.values(first))
+        try:
+            smoothing.smooth(first.query, first.key, task.values(first))
+        except ShapeError as error:
+            if error.argument != "value":
+                raise
+            # Its values have to live where its queries do; labels and numbers do not.
+            outcome.left_out = (
+                f"cannot take these values: got {error.value}; expected {error.accepted}"
+            )
+            return outcome
         if task.ranks:
             smoothing.weights(first.query[:1], first.key)
         finished([])
-        deadline = time.perf_counter() + settings.time_limit
+        begun = time.perf_counter()
 
         def check_time() -> None:
-            if time.perf_counter() > deadline:
+            taken = time.perf_counter() - begun
+            if taken > settings.time_limit:
                 raise TimeLimitError(settings.time_limit)
+            if taken > share:
+                raise _OverBudgetError
 
         for fold in folds:
             # At the ends of a search scores may overflow: what is not finite is dealt with.
@@ -82,6 +105,8 @@ def run(
                 smoothing = _tuned(candidate, task, metric, fold, outcome, check_time)
                 _test(smoothing, task, fold, outcome, check_time)
             finished(outcome.scores[metric.name])
+    except _OverBudgetError:
+        outcome.left_out = f"takes more than its share of --budget {settings.budget:g}"
     except (Exception, SystemExit) as error:
         # Whatever a plugin raises must not take the others down.
         text = str(error).strip().partition("\n")[0]

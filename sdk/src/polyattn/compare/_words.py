@@ -19,7 +19,7 @@ def summary(found: Comparison) -> tuple[str, ...]:
     sentences = [_done(found)]
     best = found.best
     if best is None:
-        sentences.append("No mechanism could be measured: see the errors.")
+        sentences.append("No mechanism could be measured: see why below.")
     else:
         sentences += [_best(found, best), _others(found, best), _nearest(found), _cost(found, best)]
     failed = [row.label for row in found.failed]

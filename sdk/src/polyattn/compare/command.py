@@ -78,6 +78,14 @@ def compare(
     time_limit: Annotated[
         float, typer.Option(help="Seconds after which a mechanism is given up.")
     ] = 60.0,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for everything: mechanisms that would use much more than their share are "
+            "left out.",
+            show_default="no bound",
+        ),
+    ] = None,
     html: Annotated[
         str | None,
         typer.Option(
@@ -117,5 +125,6 @@ def compare(
         "family": family, "exclude": exclude or (), "options": options or (), "task": task,
         "metric": metric, "scale": scale, "splits": splits, "test_size": test_size, "seed": seed,
         "limit": limit, "threads": threads, "dtype": dtype, "time_limit": time_limit,
+        "budget": budget,
     }  # fmt: skip
     run(data, labels, mechanisms, settings, page=not no_html, path=html, as_json=as_json)

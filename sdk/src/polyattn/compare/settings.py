@@ -44,3 +44,6 @@ class Settings(Schema):
     """Precision that the mechanisms compute in."""
     time_limit: float = Field(default=60.0, gt=0)
     """Seconds after which a mechanism is given up; compiling does not count."""
+    budget: float | None = Field(default=None, gt=0)
+    """Seconds for everything. Common mechanisms come first, and each may use six times its share of
+    what is left; those that need longer, or are not reached, are left out. No bound by default."""

@@ -40,6 +40,10 @@ def report(
 
     from ..cli._output import note, print_json, show, to_errors
 
+    if html is not None:
+        from ..compare._command import check_target
+
+        check_target(Path(html))
     vectors = _vectors(data, labels, scale, limit)
     with to_errors().status(f"looking at {len(vectors):,} vectors"):
         choice = _recommended(vectors)
@@ -70,14 +74,14 @@ def _recommended(vectors: Any) -> Any:
 def _vectors(data: str, labels: str | None, scale: str, limit: int) -> Any:
     import numpy as np
 
-    from polyattn_core.errors import ArgumentError, DataError
+    from polyattn_core.errors import ArgumentError
 
+    from ..compare._checks import check_finite
     from ..compare.data import as_vectors, load
 
-    found = as_vectors(load(data, labels).vectors)
-    vectors = np.asarray(found, np.float64)
-    if not np.isfinite(vectors).all():
-        raise DataError("data", "values that are not finite", "finite numbers")
+    data_set = load(data, labels)
+    vectors = np.asarray(as_vectors(data_set.vectors), np.float64)
+    check_finite(vectors, np.arange(len(vectors)), data_set.columns)
     if limit < 0:
         raise ArgumentError("limit", limit, "0 for all, or how many at most")
     if limit and len(vectors) > limit:
