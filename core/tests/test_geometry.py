@@ -59,7 +59,7 @@ def test_radial_pullback() -> None:
 
     def profile(r: np.ndarray) -> geometry.Profile:
         safe = np.where(r > 0, r, 1)
-        return geometry.Profile(np.where(r > 0, np.sinh(r) / safe, 1), np.cosh(r))
+        return geometry.Profile(np.where(r > 0, np.sinh(r) / safe, 1), lambda: np.cosh(r))
 
     _, pull = geometry.radial(x, profile)
     step, d = 1e-6, rng.standard_normal(x.shape)
@@ -67,3 +67,39 @@ def test_radial_pullback() -> None:
     np.testing.assert_allclose(
         (pull(g)[0] * d).sum(), (sides[0] - sides[1]) / (2 * step), rtol=1e-7
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 7, 64, 65])
+def test_lengths_and_scaled_however_rows_lie(dtype: str, size: int) -> None:
+    rng = np.random.default_rng(3)
+    whole = rng.standard_normal((2, 9, 3, 2 * size + 1)).astype(dtype)
+    whole[0, 1, 2, 1:3] = np.nan, np.inf
+    packed = np.zeros(16 + whole.nbytes, np.uint8)[1 : 1 + whole.nbytes].view(dtype)
+    unaligned = packed.reshape(whole.shape)
+    unaligned[...] = whole
+    views = (
+        whole[..., 1 : 1 + size],
+        whole.swapaxes(1, 2)[..., 1 : 1 + size],
+        whole[:, ::-1, :, ::2],
+        np.broadcast_to(whole[:1], whole.shape),
+        unaligned,
+        whole[:, :0],
+        whole[..., :0],
+    )
+    for view in views:
+        given = view.copy()
+        wide = given.astype(np.float64)
+        found = geometry.lengths(view)
+        np.testing.assert_allclose(found, np.sqrt(np.square(wide).sum(axis=-1)), rtol=1e-14)
+        ratio = rng.standard_normal(view.shape[:-1])
+        expected = view * ratio[..., None].astype(dtype)
+        for result in (
+            geometry.scaled(view, ratio),
+            geometry.scaled(
+                view, ratio, np.empty((*view.shape[:-1], size * 3), dtype)[..., : view.shape[-1]]
+            ),
+        ):
+            assert result.dtype == dtype
+            np.testing.assert_array_equal(result, expected)
+        np.testing.assert_array_equal(view, given)

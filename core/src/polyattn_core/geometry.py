@@ -1,4 +1,4 @@
-"""Maps of spaces of constant curvature, in NumPy, float64 inside.
+"""Maps of spaces of constant curvature, float64 inside.
 
 Points are in the κ-stereographic model: the Poincaré ball of radius 1/√−κ for κ < 0, the plane for
 κ = 0, the stereographic projection of the sphere of radius 1/√κ for κ > 0; everything is smooth in
@@ -30,10 +30,10 @@ class Profile:
 
     ratio: Array
     """f(r) / r where f(r) is the new length; f′(0) at 0."""
-    slope: Array
-    """f′(r)."""
-    partials: dict[str, Array] = field(default_factory=dict)
-    """Derivatives of the ratio by parameters, one for each head."""
+    slope: Callable[[], Array]
+    """f′(r), asked for where there are gradients."""
+    partials: dict[str, Callable[[], Array]] = field(default_factory=dict)
+    """Likewise derivatives of the ratio by parameters, one for each head."""
 
 
 RadialPullback = Callable[[Array], tuple[Array, dict[str, Array]]]
@@ -41,8 +41,26 @@ RadialPullback = Callable[[Array], tuple[Array, dict[str, Array]]]
 
 def lengths(array: Array) -> Array:
     """‖x‖ along the last axis, summed in float64."""
+    from .radial import kernels
+
+    if kernels.takes(array):
+        return kernels.lengths(array)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(np.sqrt(np.einsum("...d,...d->...", array, array, dtype=np.float64)))
+
+
+def scaled(array: Array, ratio: Array, out: Array | None = None) -> Array:
+    """Vectors (batch, heads, tokens, size) times a number each, rounded to their dtype first.
+
+    In C order, or written to `out`, where that is given.
+    """
+    from .radial import kernels
+
+    if kernels.takes(array):
+        found = np.empty(array.shape, array.dtype) if out is None else out
+        return kernels.scaled(array, ratio, found)
+    factor = ratio[..., None].astype(array.dtype)
+    return np.asarray(np.multiply(array, factor, out=out, order="C"))
 
 
 def radial(
@@ -61,17 +79,16 @@ def radial(
     r = lengths(array) if r is None else r
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         at = profile(r)
-        ratio = at.ratio[..., None].astype(array.dtype)
-        result = np.multiply(array, ratio, out=out, order="C")
+        result = scaled(array, at.ratio, out)
 
     def pullback(gradient: Array) -> tuple[Array, dict[str, Array]]:
         live = np.any(gradient, axis=-1)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             along = np.einsum("...d,...d->...", gradient, array, dtype=np.float64)
-            bend = np.where(r > 0, (at.slope - at.ratio) / np.square(np.where(r > 0, r, 1)), 0)
+            bend = np.where(r > 0, (at.slope() - at.ratio) / np.square(np.where(r > 0, r, 1)), 0)
             d_array = at.ratio[..., None] * gradient + (bend * along)[..., None] * array
             by = {
-                name: np.where(live, along * partial, 0).sum(axis=(0, -1))
+                name: np.where(live, along * partial(), 0).sum(axis=(0, -1))
                 for name, partial in at.partials.items()
             }
         return np.where(live[..., None], d_array, 0).astype(array.dtype), by
@@ -87,8 +104,16 @@ def tan_k(x: Any, curvature: Any) -> Array:
     safe = np.where(root > 0, root, 1)
     t = k * np.square(x)
     series = x * (1 + t * (1 / 3 + t * (2 / 15 + t * (17 / 315 + t * 62 / 2835))))
-    closed = np.where(k > 0, np.tan(np.where(k > 0, z, 0)), np.tanh(z)) / safe
+    closed = _by_sign(k, lambda: np.tan(np.where(k > 0, z, 0)), lambda: np.tanh(z)) / safe
     return np.asarray(np.where(np.abs(t) < 1e-3, series, closed))
+
+
+def _by_sign(k: Array, positive: Callable[[], Array], other: Callable[[], Array]) -> Array:
+    """`positive` where k > 0, else `other`; computed where there is any."""
+    above = k > 0
+    if above.all():
+        return positive()
+    return np.where(above, positive(), other()) if above.any() else other()
 
 
 def tan_k_slope(x: Any, curvature: Any) -> Array:
@@ -111,7 +136,7 @@ def arctan_k(x: Any, curvature: Any) -> Array:
     t = k * np.square(x)
     series = x * (1 - t * (1 / 3 - t * (1 / 5 - t * (1 / 7 - t * (1 / 9 - t / 11)))))
     inside = np.where((k < 0) & (np.abs(z) < 1), z, 0)
-    closed = np.where(k > 0, np.arctan(z), np.arctanh(inside)) / safe
+    closed = _by_sign(k, lambda: np.arctan(z), lambda: np.arctanh(inside)) / safe
     closed = np.where((k < 0) & (np.abs(z) >= 1), np.copysign(np.inf, x), closed)
     return np.asarray(np.where(np.abs(t) < 1e-3, series, closed))
 
@@ -226,6 +251,7 @@ __all__ = [
     "mobius_add",
     "project",
     "radial",
+    "scaled",
     "sphere_exp",
     "sphere_log",
     "tan_k",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from timing import interleaved
 
 import polyattn as pa
 
@@ -30,10 +29,10 @@ def measure(
     flash = _calls("flash", tokens)
     for name in NAMES:
         own = _calls(name, tokens)
-        forward = _interleaved({"flash": flash[0], "own": own[0]}, rounds)
-        both = _interleaved({"flash": flash[1], "own": own[1]}, 1)
+        forward = interleaved({"flash": flash[0], "own": own[0]}, rounds)
+        both = interleaved({"flash": flash[1], "own": own[1]}, 1)
         first, last = (
-            _interleaved({"own": _calls(name, length)[0]}, rounds)["own"] for length in lengths
+            interleaved({"own": _calls(name, length)[0]}, rounds)["own"] for length in lengths
         )
         rows.append(
             {
@@ -71,18 +70,6 @@ def _calls(name: str, tokens: int) -> tuple[Callable[[], object], Callable[[], o
         return pullback(output)
 
     return lambda: mechanism.attend(*arrays, **side), both
-
-
-def _interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds; all take turns, each after a call that is not timed."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 if __name__ == "__main__":

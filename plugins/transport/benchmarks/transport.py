@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
+from timing import interleaved
 
 import polyattn as pa
 
@@ -37,7 +36,7 @@ def measure() -> list[dict[str, object]]:
         for name, mechanism in mechanisms.items():
             if tokens <= LONGEST.get(name, SIZES[-1]):
                 calls[name] = lambda x=inputs, m=mechanism: m.attend(*x)
-        seconds = _interleaved(calls, 5 if tokens <= 4096 else 3)
+        seconds = interleaved(calls, 5 if tokens <= 4096 else 3)
         for name, call in calls.items():
             shortest.setdefault(name, seconds[name])
             tracemalloc.start()
@@ -56,19 +55,6 @@ def measure() -> list[dict[str, object]]:
                 row["growth exponent"] = growth / math.log(tokens / SIZES[0])
             rows.append(row)
     return rows
-
-
-def _interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call; all take turns, after one untimed call each."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in found.items()}
 
 
 if __name__ == "__main__":

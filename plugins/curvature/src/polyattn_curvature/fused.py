@@ -166,12 +166,16 @@ def _logarithm(kappa: Array, limit: float) -> Callable[[Array], Profile]:
         z = np.minimum(r, most)
         new = arctan_k(z, kappa)
         safe = np.where(r > 0, r, 1)
-        # What is moved to the limit has a constant √|κ| log₀.
-        by_kappa = np.where(inside, arctan_k_slope(z, kappa), -new / (2 * kappa))
+
+        def by_kappa() -> Array:
+            # What is moved to the limit has a constant √|κ| log₀.
+            found = np.where(inside, arctan_k_slope(z, kappa), -new / (2 * kappa))
+            return np.where(r > 0, found / safe, 0)
+
         return Profile(
             np.where(r > 0, new / safe, 1),
-            np.where(inside, 1 / (1 + kappa * np.square(z)), 0),
-            {"curvature": np.where(r > 0, by_kappa / safe, 0)},
+            lambda: np.where(inside, 1 / (1 + kappa * np.square(z)), 0),
+            {"curvature": by_kappa},
         )
 
     return profile

@@ -89,7 +89,7 @@ class Spherical(Mapped):
 
 def _unit(r: Array) -> Profile:
     ratio = 1 / np.maximum(r, _SHORTEST)
-    return Profile(ratio, np.where(r > _SHORTEST, 0, ratio))
+    return Profile(ratio, lambda: np.where(r > _SHORTEST, 0, ratio))
 
 
 class KappaStereographic(Mapped):
@@ -225,15 +225,18 @@ class KappaStereographic(Mapped):
             inside = ~(a * r > limit)
             z = np.minimum(a * r, limit)
             new = tan_k(z, k) if tangent else z
-            slope = a * (1 + k * np.square(new)) if tangent else np.ones_like(z)
-            by_kappa = tan_k_slope(z, k) if tangent else np.zeros_like(z)
             safe = np.where(r > 0, r, 1)
-            # What is moved to the limit has a constant √|κ| ‖x‖.
-            moved = -new / (2 * np.where(k == 0, 1, k))
-            return Profile(
-                np.where(r > 0, new / safe, a),
-                np.where(inside, slope, 0),
-                {"curvature": np.where(r > 0, np.where(inside, by_kappa, moved) / safe, 0)},
-            )
+
+            def slope() -> Array:
+                inner = a * (1 + k * np.square(new)) if tangent else np.ones_like(z)
+                return np.where(inside, inner, 0)
+
+            def by_kappa() -> Array:
+                inner = tan_k_slope(z, k) if tangent else np.zeros_like(z)
+                # What is moved to the limit has a constant √|κ| ‖x‖.
+                moved = -new / (2 * np.where(k == 0, 1, k))
+                return np.where(r > 0, np.where(inside, inner, moved) / safe, 0)
+
+            return Profile(np.where(r > 0, new / safe, a), slope, {"curvature": by_kappa})
 
         return profile

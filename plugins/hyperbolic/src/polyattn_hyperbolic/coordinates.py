@@ -14,7 +14,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError
-from polyattn_core.geometry import Profile, lengths, radial
+from polyattn_core.geometry import Profile, lengths, radial, scaled
 
 LiftPullback = Callable[[Array], tuple[Array, Array]]
 """Gradient by X → gradients by the vectors and by `root` (heads,)."""
@@ -101,15 +101,26 @@ class Chart:
         inside = ~(r > limit)
         z = wide * np.minimum(r, limit)
         if self.coordinates == "tangent":
-            a = self.scale
-            new, by_z = np.sinh(a * z), a * np.cosh(a * z)
-        elif self.coordinates == "ball":
-            rest = (1 - z) * (1 + z)
-            new, by_z = 2 * z / rest, 2 * (1 + z * z) / np.square(rest)
+            new = np.sinh(self.scale * z)
         else:
-            new, by_z = z, np.ones_like(z)
-        ratio = np.where(r > 0, new / np.where(r > 0, r, 1), wide * by_z)
-        return Profile(ratio, np.where(inside, wide * by_z, 0), {"root": np.where(inside, by_z, 0)})
+            new = 2 * z / ((1 - z) * (1 + z)) if self.coordinates == "ball" else z
+
+        def by_z() -> Array:
+            if self.coordinates == "tangent":
+                return np.asarray(self.scale * np.cosh(self.scale * z))
+            if self.coordinates == "ball":
+                return np.asarray(2 * (1 + z * z) / np.square((1 - z) * (1 + z)))
+            return np.ones_like(z)
+
+        ratio = np.where(r > 0, new / np.where(r > 0, r, 1), wide * self._slope_at_origin())
+        return Profile(
+            ratio,
+            lambda: np.where(inside, wide * by_z(), 0),
+            {"root": lambda: np.where(inside, by_z(), 0)},
+        )
+
+    def _slope_at_origin(self) -> float:
+        return {"tangent": self.scale, "ball": 2.0}.get(self.coordinates, 1.0)
 
     def drop(self, spatial: Array, length: Array, root: Array) -> tuple[Array, LiftPullback]:
         """The coordinates of points X, whose lengths are known: the inverse of `lift`."""
@@ -124,7 +135,7 @@ class Chart:
             else:
                 new, by_m = m, np.ones_like(m)
             ratio = np.where(m > 0, new / np.where(m > 0, m, 1), by_m) / wide
-            return Profile(ratio, by_m / wide, {"root": -ratio / wide})
+            return Profile(ratio, lambda: by_m / wide, {"root": lambda: -ratio / wide})
 
         result, pull = radial(spatial, profile, length)
         if self.coordinates != "hyperboloid":
@@ -179,7 +190,7 @@ def centroid(mean: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
     factor = np.where(time > 0, 1 / np.sqrt(np.where(time > 0, square, 1)), 0)
     exact = np.where(np.isnan(time), np.nan, factor)
     factor = exact.astype(mean.dtype)
-    point = factor * spatial
+    point = scaled(spatial, exact[..., 0])
 
     def pullback(gradient: Array) -> Array:
         along = np.einsum("...d,...d->...", gradient, spatial)[..., None] * factor**3

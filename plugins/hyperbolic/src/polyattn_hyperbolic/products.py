@@ -167,25 +167,26 @@ class ProductSpace(Lifting):
         roots: Array,
     ) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:  # fmt: skip
         """Points of all factors side by side; a pullback by vectors and by `roots`."""
-        points: list[Array] = []
+        ends = np.cumsum([factor.size for factor in factors])
+        points = np.empty((*parts[0].shape[:-1], ends[-1]), parts[0].dtype)
         pulls: list[Callable[[Array], tuple[Array, Any]]] = []
-        for factor, part, length in zip(factors, parts, r, strict=True):
+        for factor, end, part, length in zip(factors, ends, parts, r, strict=True):
+            out = points[..., end - factor.size : end]
             pull: Callable[[Array], tuple[Array, Any]]
             if factor.kind == "hyperbolic" and length is not None:
-                point, pull = chart.lift(part, length, roots[:, factor.level])
+                _, pull = chart.lift(part, length, roots[:, factor.level], out)
             elif factor.kind == "spherical":
-                point, pull = radial(part, _unit)
+                _, pull = radial(part, _unit, out=out)
             else:
                 scale = part.dtype.type(chart.scale if chart.coordinates == "tangent" else 1)
-                point, pull = part * scale, _scaled(scale)
-            points.append(point)
+                np.multiply(part, scale, out=out)
+                pull = _scaled(scale)
             pulls.append(pull)
-        ends = np.cumsum([factor.size for factor in factors])[:-1]
 
         def pullback(gradient: Array) -> tuple[Array, Array]:
             d_roots = np.zeros_like(roots)
             found = []
-            sliced = np.split(gradient, ends, axis=-1)
+            sliced = np.split(gradient, ends[:-1], axis=-1)
             for factor, pull, part in zip(factors, pulls, sliced, strict=True):
                 d_part, by = pull(part)
                 found.append(d_part)
@@ -193,12 +194,12 @@ class ProductSpace(Lifting):
                     d_roots[:, factor.level] = by
             return np.concatenate(found, axis=-1), d_roots
 
-        return np.concatenate(points, axis=-1), pullback
+        return points, pullback
 
 
 def _unit(r: Array) -> Profile:
     ratio = 1 / np.maximum(r, _SHORTEST)
-    return Profile(ratio, np.where(r > _SHORTEST, 0, ratio))
+    return Profile(ratio, lambda: np.where(r > _SHORTEST, 0, ratio))
 
 
 def _scaled(factor: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Kernels of maps that change the lengths of vectors, behind :mod:`polyattn_core.geometry`."""
