@@ -65,7 +65,7 @@ def test_malformed_names(text: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         parse(text)
     assert str(caught.value) == (
-        f"name: got {text}; expected a name of the form [family/]name[@preset]"
+        f"name: got {text or repr(text)}; expected a name of the form [family/]name[@preset]"
     )
 
 

@@ -106,13 +106,13 @@ def test_doctor_compares_vectors_with_those_of_the_machine(
 ) -> None:
     from polyattn_core.simd import target
 
-    monkeypatch.setattr(_health, "_machine_vector_bytes", target.vector_bytes)
+    monkeypatch.setattr(target, "machine_vector_bytes", target.vector_bytes)
     assert "the widest of this machine" in cli("doctor").out
-    monkeypatch.setattr(_health, "_machine_vector_bytes", lambda: 2 * target.vector_bytes())
+    monkeypatch.setattr(target, "machine_vector_bytes", lambda: 2 * target.vector_bytes())
     narrow = cli("doctor", "--json").json["processor"]["vectors"]
     assert narrow["state"] == "warning"
     assert "slower than they could be; unset POLYATTN_VECTOR_BYTES" in narrow["advice"]
-    monkeypatch.setattr(_health, "_machine_vector_bytes", lambda: target.vector_bytes() // 2)
+    monkeypatch.setattr(target, "machine_vector_bytes", lambda: target.vector_bytes() // 2)
     assert "may crash" in cli("doctor").out
 
 

@@ -106,7 +106,7 @@ RULES = (
     Rule(
         r"polyattn_core\..*",
         ("numpy", "pydantic", *CORE),
-        ("polyattn_core.simd", "ml_dtypes", "safetensors"),
+        ("polyattn_core.simd", "ml_dtypes", "safetensors", "threadpoolctl"),
     ),
     Rule(
         r"polyattn_registry\.entry_points", ("importlib_metadata", *LIGHT_CORE, "polyattn_registry")

@@ -41,7 +41,7 @@ RadialPullback = Callable[[Array], tuple[Array, dict[str, Array]]]
 
 def lengths(array: Array) -> Array:
     """‖x‖ along the last axis, summed in float64."""
-    from .radial import kernels
+    from .simd import radial as kernels
 
     if kernels.takes(array):
         return kernels.lengths(array)
@@ -54,7 +54,7 @@ def scaled(array: Array, ratio: Array, out: Array | None = None) -> Array:
 
     In C order, or written to `out`, where that is given.
     """
-    from .radial import kernels
+    from .simd import radial as kernels
 
     if kernels.takes(array):
         found = np.empty(array.shape, array.dtype) if out is None else out

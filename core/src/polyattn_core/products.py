@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from .arrays import Array
 
@@ -50,8 +48,34 @@ class _OneThread:
 _one_thread = _OneThread()
 
 
+def shared(work: Callable[[int], None], count: int, workers: int) -> None:
+    """Call `work` with 0 … count − 1, in up to `workers` threads, in each of which BLAS has one.
+
+    >>> found = [0] * 3
+    >>> shared(lambda task: found.__setitem__(task, task * task), 3, 2)
+    >>> found
+    [0, 1, 4]
+    """
+    from .simd import threads
+
+    tasks, turn = iter(range(count)), threading.Lock()
+
+    def take(counter: Array) -> None:
+        while True:
+            with turn:
+                task = next(tasks, None)
+            if task is None:
+                return
+            work(task)
+
+    with _one_thread.held() if _blas().lib_controllers else contextlib.nullcontext():
+        threads.run(take, (), count, workers)
+
+
 @functools.cache
 def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController().select(user_api="blas")
 
 
@@ -86,19 +110,11 @@ def matmul(left: Array, right: Array, limit: int | None = None) -> Array:
     out = np.empty((len(rows), right.shape[1]), np.result_type(left, right))
     count = min(workers * _BLOCKS, len(rows) // _ROWS)
     edges = [len(rows) * block // count for block in range(count + 1)]
-    blocks = itertools.pairwise(edges)
-    turn = threading.Lock()
 
-    def multiply(counter: Array) -> None:
+    def multiply(block: int) -> None:
+        part = slice(edges[block], edges[block + 1])
         with np.errstate(all="ignore"):  # for this thread, whatever the caller's is
-            while True:
-                with turn:
-                    found = next(blocks, None)
-                if found is None:
-                    return
-                begin, end = found
-                np.matmul(rows[begin:end], right, out=out[begin:end])
+            np.matmul(rows[part], right, out=out[part])
 
-    with _one_thread.held():
-        threads.run(multiply, (), count, workers)
+    shared(multiply, count, workers)
     return out.reshape(*left.shape[:-1], right.shape[1])

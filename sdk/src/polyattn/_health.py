@@ -99,19 +99,9 @@ def _processor() -> Iterator[Finding]:
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("processor", target.cpu_name())
     yield Finding("features", telling or "unknown")
-    yield _vectors(width, _machine_vector_bytes())
+    yield _vectors(width, target.machine_vector_bytes())
     own = "from a pool of polyattn's own; Numba's threading layers are not used"
     yield Finding("threads", f"{threads.limit()} of {os.cpu_count()} cores ({own})")
-
-
-def _machine_vector_bytes() -> int:
-    """Bytes of the widest vectors of this processor that kernels are made for."""
-    import llvmlite.binding as llvm
-
-    features = {name for name, on in llvm.get_host_cpu_features().items() if on}
-    if "avx512f" in features:
-        return 64
-    return 32 if {"avx2", "fma"} <= features else 16
 
 
 def _vectors(width: int, machine: int) -> Finding:

@@ -22,6 +22,7 @@
 ``weights``       weights, column mass and top weights, recomputed tile by tile
 ``backward``      gradients by recomputation
 ``edges``         sums, products and soft-max over the edges of sparse graphs
+``radial``        lengths of vectors, and vectors times a number each
 ``threads``       work sharing between threads
 ``requests``      what a call of the engine takes and returns; ``arguments`` makes those of kernels
 ``engine``        the front of them all: allocates, chooses a kernel, merges chunks

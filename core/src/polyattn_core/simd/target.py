@@ -53,6 +53,17 @@ def cpu_features() -> frozenset[str]:
     return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
 
 
+def machine_vector_bytes() -> int:
+    """Bytes of the widest vectors of this machine, whatever code is generated for."""
+    return _widest(frozenset(name for name, on in llvm.get_host_cpu_features().items() if on))
+
+
+def _widest(features: frozenset[str]) -> int:
+    if "avx512f" in features:
+        return 64
+    return 32 if {"avx2", "fma"} <= features else 16
+
+
 @functools.cache
 def vector_bytes() -> int:
     """Bytes of one vector register; POLYATTN_VECTOR_BYTES overrides what is found."""
@@ -61,11 +72,8 @@ def vector_bytes() -> int:
         if forced not in ("16", "32", "64"):
             raise ValueError(f"POLYATTN_VECTOR_BYTES: got {forced!r}; expected 16, 32 or 64")
         return int(forced)
-    features = cpu_features()
-    if "avx512f" in features:
-        return 64
-    if "avx2" in features and "fma" in features:
-        return 32
+    if cpu_features():
+        return _widest(cpu_features())
     for size, names in _NAMED.items():
         if cpu_name().startswith(names):
             return size

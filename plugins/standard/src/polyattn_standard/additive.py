@@ -25,8 +25,8 @@ class Additive(PanelMechanism):
     scores are no products, so that rotary positions would not depend on distances: `position` adds
     to the scores.
 
-    O(n² hidden) time for each head, of which each step is a tanh: several times a dot product.
-    O(n hidden) memory and a panel of scores.
+    O(n² hidden) time for each head, of which each step is half a division: several times a dot
+    product. O(n hidden) memory and a panel of scores.
 
     References
     ----------
@@ -55,7 +55,7 @@ class Additive(PanelMechanism):
         }
 
     def _projected(self, call: Call) -> Call:
-        """W q and U k in the place of queries and keys."""
+        """W q and U k in the place of queries and keys, (batch, heads, hidden, keys) of these."""
         heads = self.config.heads
         left, right = (
             self.parameters.cast(f"{name}.weight", call.dtype).swapaxes(1, 2)
@@ -65,7 +65,7 @@ class Additive(PanelMechanism):
         with np.errstate(invalid="ignore", over="ignore"):
             key = np.repeat(call.key, heads // call.key.shape[1], axis=1) @ right
             query = call.query @ left
-        return replace(call, query=np.ascontiguousarray(query), key=np.ascontiguousarray(key))
+        return replace(call, query=query, key=np.ascontiguousarray(key.swapaxes(2, 3)))
 
     def _forward(self, call: Call) -> Array:
         return super()._forward(self._projected(call))
@@ -79,9 +79,10 @@ class Additive(PanelMechanism):
 
         def pullback(gradient: Array) -> Gradients:
             found = pull(gradient)
-            query, d_query = self._weight_pullback("query", call.query, found)
+            query, d_query = self._weight_pullback("query", call.query, found.query)
             group = call.query.shape[1] // call.key.shape[1]
-            key, d_key = self._weight_pullback("key", np.repeat(call.key, group, axis=1), found)
+            repeated = np.repeat(call.key, group, axis=1)
+            key, d_key = self._weight_pullback("key", repeated, found.key.swapaxes(2, 3))
             batch, key_heads, keys, size = call.key.shape
             d_key = d_key.reshape(batch, key_heads, group, keys, size).sum(axis=2)
             learned = {**found.parameters, "query.weight": query, "key.weight": key}
@@ -89,29 +90,28 @@ class Additive(PanelMechanism):
 
         return output, pullback
 
-    def _weight_pullback(self, name: str, tokens: Array, found: Gradients) -> tuple[Array, Array]:
-        gradient: Array = getattr(found, name)
+    def _weight_pullback(self, name: str, tokens: Array, gradient: Array) -> tuple[Array, Array]:
         # Hidden tokens have no gradient, and 0 · NaN must not make them one.
         seen = np.where(np.any(gradient, axis=-1, keepdims=True), tokens, 0)
         weight = self.parameters.cast(f"{name}.weight", tokens.dtype)
         return np.einsum("bhnu,bhnd->hud", gradient, seen), gradient @ weight
 
     def _scores(self, panel: Panel) -> tuple[Array, Any]:
-        from .kernels import additive_kernels
+        from .kernels.additive import additive_kernels
 
         vector = self.parameters.cast("vector", panel.query.dtype)
-        shape = (*panel.query.shape[:2], panel.key.shape[1])
-        scores = np.empty(shape, panel.query.dtype)
-        additive_kernels(scores.dtype.name)[0](panel.query, panel.key, vector, scores)
-        return scores, None
+        query = np.ascontiguousarray(panel.query)
+        scores = np.empty((*query.shape[:2], panel.keys), query.dtype)
+        additive_kernels(scores.dtype.name)[0](query, panel.key, vector, scores)
+        return scores, query
 
     def _scores_pullback(self, panel: Panel, tape: Any, gradient: Array) -> None:
-        from .kernels import additive_kernels
+        from .kernels.additive import additive_kernels
 
-        vector = self.parameters.cast("vector", panel.query.dtype)
-        d_query = np.zeros(panel.query.shape, panel.query.dtype)
+        vector = self.parameters.cast("vector", tape.dtype)
+        d_query = np.zeros_like(tape)
         additive_kernels(gradient.dtype.name)[1](
-            panel.query, panel.key, vector, np.ascontiguousarray(gradient),
+            tape, panel.key, vector, np.ascontiguousarray(gradient),
             d_query, panel.sums["key"][panel.batch], panel.sums["vector"],
         )  # fmt: skip
         panel.sums["query"] += d_query

@@ -42,7 +42,7 @@ class Sigmoid(StreamingMechanism):
     normaliser = "elementwise"
 
     def _weight_rule(self, call: Call) -> tuple[ScoreRule, Sequence[Any]]:
-        from .kernels import sigmoid_weight
+        from .kernels.rules import sigmoid_weight
 
         offset = self.config.offset
         return sigmoid_weight, (-math.log(call.shape.keys) if offset is None else offset,)
@@ -76,6 +76,6 @@ class ReluSquared(StreamingMechanism):
     normaliser = "elementwise"
 
     def _weight_rule(self, call: Call) -> tuple[ScoreRule, Sequence[Any]]:
-        from .kernels import relu_squared_weight
+        from .kernels.rules import relu_squared_weight
 
         return relu_squared_weight, (1 / call.shape.keys if self.config.mean else 1.0,)

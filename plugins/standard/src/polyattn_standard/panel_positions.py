@@ -34,7 +34,7 @@ def all_distances(call: Call) -> Array:
 
 def rows_of(by_distance: Array, panel: Panel) -> Array:
     """Numbers (heads, distances) as (heads, rows, keys): a view, in which rows shift by one."""
-    windows = np.lib.stride_tricks.sliding_window_view(by_distance, panel.key.shape[1], axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(by_distance, panel.keys, axis=1)
     return np.asarray(windows[:, ::-1][:, panel.rows])
 
 

@@ -11,7 +11,6 @@ import functools
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from polyattn_core.arrays import Array, unbroadcast
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 from polyattn_core.positions import Alibi, T5Bias, alibi_slopes, t5_buckets
+from polyattn_core.products import shared
 
 from .panel_positions import add_table, all_distances, kept, rows_of
 from .rows import VisibleRows
@@ -36,12 +36,18 @@ class Panel:
     query: Array
     """(heads, rows, size)."""
     key: Array
-    """(key heads, keys, size)."""
+    """(key heads, keys, size), or as the mechanism laid them out."""
     value: Array
+    """(key heads, keys, size)."""
     visible: Array | None
     """(heads or 1, rows, keys), or None where everything is."""
     sums: dict[str, Array] = field(default_factory=dict)
     """Where a backward pass adds up gradients: `query` of the panel, `key`, learned arrays."""
+
+    @property
+    def keys(self) -> int:
+        """How many there are."""
+        return int(self.value.shape[1])
 
 
 class PanelMechanism(Mechanism):
@@ -83,23 +89,19 @@ class PanelMechanism(Mechanism):
     ) -> tuple[Array, Array, tuple[Any, Any, Array, Array | None]]:
         """Output, weights, and the tapes with the slope of the cap and the factors of dropout."""
         position = getattr(self.config, "position", None)
-        # What is hidden may hold anything; a warning about it would mislead.
-        with np.errstate(invalid="ignore", over="ignore"):
-            scores, tape = self._scores(panel)
-            slope = np.ones((1, 1, 1), scores.dtype)
-            if isinstance(position, Alibi):
-                by_distance = -alibi_slopes(len(scores))[:, None] * abs(all_distances(call))
-                scores = scores + rows_of(by_distance.astype(scores.dtype), panel)
-            if self.config.softcap is not None:
-                bent = np.tanh(scores / self.config.softcap)
-                scores, slope = self.config.softcap * bent, 1 - bent * bent
-            if isinstance(position, T5Bias):
-                table = self.parameters.cast("position.table", scores.dtype)
-                scores = scores + rows_of(
-                    table[:, t5_buckets(all_distances(call), position)], panel
-                )
-            if call.bias is not None:
-                scores = scores + _panel_of(call, call.bias, panel)
+        scores, tape = self._scores(panel)
+        slope = np.ones((1, 1, 1), scores.dtype)
+        if isinstance(position, Alibi):
+            by_distance = -alibi_slopes(len(scores))[:, None] * abs(all_distances(call))
+            scores = scores + rows_of(by_distance.astype(scores.dtype), panel)
+        if self.config.softcap is not None:
+            bent = np.tanh(scores / self.config.softcap)
+            scores, slope = self.config.softcap * bent, 1 - bent * bent
+        if isinstance(position, T5Bias):
+            table = self.parameters.cast("position.table", scores.dtype)
+            scores = scores + rows_of(table[:, t5_buckets(all_distances(call), position)], panel)
+        if call.bias is not None:
+            scores = scores + _panel_of(call, call.bias, panel)
         if panel.visible is not None:
             scores = np.where(panel.visible, scores, -np.inf)
         weights, second = self._weights(panel, scores)
@@ -118,8 +120,7 @@ class PanelMechanism(Mechanism):
         panel.sums["value"][panel.batch] += by_group(weights, key_heads).swapaxes(1, 2) @ by_group(
             gradient, key_heads
         )
-        with np.errstate(invalid="ignore"):
-            by_weight = by_group(gradient, key_heads) @ panel.value.swapaxes(1, 2)
+        by_weight = by_group(gradient, key_heads) @ panel.value.swapaxes(1, 2)
         by_weight = by_weight.reshape(heads, -1, by_weight.shape[-1])
         if panel.visible is not None:
             by_weight = np.where(panel.visible, by_weight, 0)
@@ -131,8 +132,7 @@ class PanelMechanism(Mechanism):
             add_table(call, panel, by_score, t5_buckets(all_distances(call), position))
         if call.bias is not None:
             _add_bias(call, panel, by_score)
-        with np.errstate(invalid="ignore"):
-            by_score = by_score * slope
+        by_score = by_score * slope
         if panel.visible is not None:
             by_score = np.where(panel.visible, by_score, 0)
         self._scores_pullback(panel, tape, by_score)
@@ -142,17 +142,14 @@ class PanelMechanism(Mechanism):
     def _run(self, call: Call, work: Callable[[Panel, int], None]) -> int:
         """Call `work(panel, unit)` for all panels; returns the number of units of work."""
         units = self._units(call)
-        if len(units) == 1:
-            for panel in self._panels(call, units[0]):
-                work(panel, 0)
-            return 1
 
         def run(unit: int) -> None:
-            for panel in self._panels(call, units[unit]):
-                work(panel, unit)
+            # What is hidden may hold anything; a warning about it would mislead.
+            with np.errstate(invalid="ignore", over="ignore"):
+                for panel in self._panels(call, units[unit]):
+                    work(panel, unit)
 
-        with ThreadPoolExecutor(len(units)) as pool:
-            list(pool.map(run, range(len(units))))
+        shared(run, len(units), len(units))
         return len(units)
 
     def _units(self, call: Call) -> list[Sequence[tuple[int, int]]]:
@@ -162,13 +159,13 @@ class PanelMechanism(Mechanism):
         from polyattn_core.simd import threads
 
         wanted = min(self.config.threads or threads.limit(), threads.limit(), len(places))
-        if batch * heads * queries * call.key.shape[2] < _PANEL // 8:
+        if batch * heads * queries * call.shape.keys < _PANEL // 8:
             wanted = 1  # another thread would cost more than it saves
         cuts = [len(places) * i // wanted for i in range(wanted + 1)]
         return [places[a:b] for a, b in itertools.pairwise(cuts)]
 
     def _rows(self, call: Call) -> int:
-        scores = call.query.shape[1] * call.key.shape[2]  # of one query
+        scores = call.query.shape[1] * call.shape.keys  # of one query
         return int(max(1, min(call.query.shape[2], _PANEL // scores)))
 
     def _panels(self, call: Call, places: Sequence[tuple[int, int]]) -> Iterator[Panel]:
@@ -194,7 +191,7 @@ class PanelMechanism(Mechanism):
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         batch, heads, queries = call.query.shape[:3]
-        keys, dtype = call.key.shape[2], call.dtype
+        keys, dtype = call.shape.keys, call.dtype
         output, units = _output(call), len(self._units(call))
         shapes = {
             "weights": (batch, heads, queries, keys),
@@ -280,8 +277,7 @@ def product(weights: Array, vectors: Array, visible: Array | None) -> Array:
         seen = visible[:, :, key, None]
         if seen.any():
             vector = np.repeat(vectors[:, key], heads // len(vectors), axis=0)[:, None]
-            with np.errstate(invalid="ignore", over="ignore"):
-                out = np.where(seen, out + weights[:, :, key, None] * vector, out)
+            out = np.where(seen, out + weights[:, :, key, None] * vector, out)
     return np.asarray(out)
 
 

@@ -84,7 +84,7 @@ class Cosine(StreamingMechanism):
         return 1.0
 
     def _rules(self, call: Call) -> Rules:
-        from .kernels import gain
+        from .kernels.rules import gain
 
         return [(gain, (self.parameters["gain"],))]
 
@@ -155,7 +155,7 @@ class L2(StreamingMechanism):
         return super()._scale(call)
 
     def _rules(self, call: Call) -> Rules:
-        from .kernels import squared_distance
+        from .kernels.rules import squared_distance
 
         return [(squared_distance, (self._sharpness(call),))]
 

@@ -23,8 +23,7 @@ class StickBreaking(PanelMechanism):
     1 − Π (1 − σ(s)), less than 1: a query may attend to nothing. With `causal` and
     `diagonal=False` the stick is broken from the key before the query's own on, as in the paper.
 
-    O(n² d) time, O(n) memory for a panel of queries. Products are sums of −ln(1 + eˢ), which do not
-    underflow.
+    O(n² d) time, O(n) memory for a panel of queries. Products are computed in float64.
 
     References
     ----------
@@ -56,19 +55,17 @@ class StickBreaking(PanelMechanism):
         scaled_products_pullback(panel, self._scale(panel), gradient)
 
     def _weights(self, panel: Panel, scores: Array) -> tuple[Array, Any]:
-        # ln(1 − σ(s)) = −ln(1 + eˢ), ln σ(s) = s − ln(1 + eˢ); −∞, which is hidden, leaves all.
-        with np.errstate(invalid="ignore"):  # NaN stays NaN
-            less = np.logaddexp(scores, scores.dtype.type(0))
-        left = np.zeros_like(scores)
-        # In float64: a sum over thousands of keys, of which a difference is taken.
-        after = np.cumsum(less[..., :0:-1], axis=-1, dtype=np.float64)
-        left[..., :-1] = -after[..., ::-1]
-        weights = np.exp(left + scores - less)
-        return weights, (weights, np.exp(scores - less))
+        from .kernels.sticks import stick_kernels
+
+        scores = np.ascontiguousarray(scores)
+        weights, shares = np.empty_like(scores), np.empty_like(scores)
+        stick_kernels(scores.dtype.name)[0](scores, weights, shares)
+        return weights, (weights, shares)
 
     def _weights_pullback(self, panel: Panel, tape: Any, gradient: Array) -> Array:
-        weights, share = tape
-        by_logarithm = weights * gradient
-        before = np.zeros_like(weights)
-        before[..., 1:] = np.cumsum(by_logarithm[..., :-1], axis=-1, dtype=np.float64)
-        return np.asarray(by_logarithm * (1 - share) - share * before)
+        from .kernels.sticks import stick_kernels
+
+        gradient = np.ascontiguousarray(gradient)
+        by_score = np.empty_like(gradient)
+        stick_kernels(gradient.dtype.name)[1](*tape, gradient, by_score)
+        return by_score

@@ -1,1 +1,0 @@
-"""Kernels of maps that change the lengths of vectors, behind :mod:`polyattn_core.geometry`."""

@@ -1,0 +1,1 @@
+"""Code that Numba compiles: score rules, and rules of panels."""
