@@ -40,6 +40,24 @@ def test_the_product_is_that_of_numpy(
     np.testing.assert_allclose(found, expected, rtol=0, atol=inner * np.finfo(dtype).eps * 4)
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((3, 1, 300, 64), (2, 64, 130)),
+        ((2000, 64), (3, 64, 33)),
+        ((2, 8, 63, 65), (2, 8, 65, 64)),
+        ((0, 4, 64), (0, 64, 64)),
+        ((1, 5000, 64), (1, 64, 32)),
+    ],
+)
+def test_many_matrices(rng: Any, left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    a, b = rng.standard_normal(left), rng.standard_normal(right)
+    expected = np.einsum("...nk,...km->...nm", a, b)
+    found = matmul(a, b)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_transposed_and_strided(rng: Any) -> None:
     left, right = rng.standard_normal((512, 1000)), rng.standard_normal((300, 1024))
     np.testing.assert_allclose(matmul(left.T, right[:, ::2].T[:512, :]), left.T @ right[:, ::2].T)

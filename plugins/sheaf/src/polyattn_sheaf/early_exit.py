@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,20 @@ from polyattn_core.arrays import Array
 from polyattn_core.errors import ShapeError
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
 
-from .mechanisms import initial_maps, inverse_temperature, restrict
+from .mechanisms import initial_maps, inverse_temperature, pull_restricted, restrict
 
 
 @dataclass(slots=True)
 class _Step:
-    """One step of one head: which queries moved, from where, with what weights."""
+    """One step of those queries that have not settled: (batch, heads, most of any head)."""
 
     rows: Array
+    """Which queries, by their place among all of the call."""
+    live: Array
+    """Heads with fewer repeat queries, which do not count."""
     state: Array
-    weights: Array
+    request: Any
+    attended: Any
 
 
 class EarlyExit(Mechanism):
@@ -32,9 +36,9 @@ class EarlyExit(Mechanism):
     no longer computed: :meth:`steps` says after how many steps each did. Values are as wide as
     queries. The maps are parameters as in :class:`polyattn_sheaf.mechanisms.Sheaf`.
 
-    O(Σ steps · n (stalk + d)) time; O(n d) memory and the weights of the queries of a head at once,
-    and of all steps for gradients. Gradients are by query, key, value and maps, through the steps
-    that were taken; where a query exits is not differentiated through. Masks are padding masks.
+    O(Σ steps · n (stalk + d)) time, in tiles; O(n d) memory, and for gradients as much for each
+    step. Gradients are by query, key, value and maps, through the steps that were taken; where a
+    query exits is not differentiated through. Masks are padding masks.
 
     References
     ----------
@@ -64,89 +68,107 @@ class EarlyExit(Mechanism):
         found: Array = taken.reshape(*lead, *taken.shape[1:])
         return found
 
-    def _run(self, call: Call, tape: dict[tuple[int, int], list[_Step]] | None = None) -> Any:
-        config, shape = self.config, call.shape
+    def _run(self, call: Call, tape: list[_Step] | None = None) -> tuple[Array, Array]:
+        """States and numbers of steps of all queries; steps are noted on the tape."""
+        from polyattn_core.simd import engine
+
+        config = self.config
         if call.value.shape[-1] != call.query.shape[-1]:
             raise ShapeError(
                 "value", f"head size {call.value.shape[-1]}",
                 f"{call.query.shape[-1]} like query, as states move towards values",
             )  # fmt: skip
-        beta, step = inverse_temperature(config), config.step
-        group = shape.heads // call.key.shape[1]
         keys = restrict(call.key, self.parameters["key_map"])
-        maps = self.parameters["query_map"].astype(call.dtype)
-        visible = None if call.mask is None else call.mask.dense(shape)[:, :, 0]
-        out = call.query.copy()
+        sees = self._sees(call)[:, :, None]
+        out = np.ascontiguousarray(np.where(sees[..., None], call.query, call.dtype.type(0)))
         taken = np.zeros(out.shape[:3], np.int64)
-        for b in range(shape.batch):
-            for h in range(shape.heads):
-                k, v = keys[b, h // group], call.value[b, h // group]
-                if visible is not None:
-                    k, v = k[visible[b, h]], v[visible[b, h]]
-                if not len(k):
-                    out[b, h] = 0
-                    continue
-                norms = np.einsum("ns,ns->n", k, k)
-                rows = np.arange(shape.queries)
-                history: list[_Step] = []
-                for _ in range(config.max_steps):
-                    x = out[b, h, rows]
-                    # The norm of the state is the same for all keys.
-                    scores = beta * (2 * (x @ maps[h].T) @ k.T - norms)
-                    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-                    weights /= weights.sum(axis=1, keepdims=True)
-                    moved = (1 - step) * x + step * (weights @ v)
-                    out[b, h, rows] = moved
-                    taken[b, h, rows] += 1
-                    if tape is not None:
-                        history.append(_Step(rows, x, weights))
-                    size = np.linalg.norm(x, axis=1)
-                    rows = rows[~(np.linalg.norm(moved - x, axis=1) <= config.tolerance * size)]
-                    if not len(rows):
-                        break
-                if tape is not None:
-                    tape[b, h] = history
+        states, counts = out.reshape(-1, out.shape[-1]), taken.reshape(-1)
+        active = np.broadcast_to(sees, taken.shape).copy()
+        for _ in range(config.max_steps):
+            rows, live = _gathered(active)
+            if not rows.size:
+                break
+            x = states[rows]
+            request = self._request(call, restrict(x, self.parameters["query_map"]), keys)
+            attended = engine.forward(request)
+            moved = (1 - config.step) * x + config.step * attended.out
+            if tape is not None:
+                tape.append(_Step(rows, live, x, request, attended))
+            states[rows[live]] = moved[live]
+            counts[rows[live]] += 1
+            settled = _lengths(moved - x) <= config.tolerance * _lengths(x)
+            active.reshape(-1)[rows[live & settled]] = False
         return out, taken
 
+    def _sees(self, call: Call) -> Array:
+        """Which heads (batch, heads) see any key."""
+        shape = call.shape
+        if call.mask is None:
+            return np.full((shape.batch, shape.heads), shape.keys > 0)
+        dense = call.mask.dense(shape)[:, :, 0].any(axis=-1)
+        return np.broadcast_to(dense, (shape.batch, shape.heads))
+
+    def _request(self, call: Call, query: Array, key: Array) -> Any:
+        from polyattn_core.simd import masking
+        from polyattn_core.simd.engine import Request
+
+        from .kernels import energy_score
+
+        rules = [(energy_score, (inverse_temperature(self.config),))]
+        request = Request(
+            query, key, call.value, 1.0, rules=rules, threads=self.config.threads, recomputes=True
+        )
+        shape = replace(call.shape, queries=query.shape[2])
+        if call.mask is not None:
+            request.mask = masking.encode(call.mask.program(shape))
+        request.mask_queries, request.mask_keys = shape.queries, shape.keys
+        return request
+
     def _forward(self, call: Call) -> Array:
-        out: Array = self._run(call)[0]
-        return out
+        return self._run(call)[0]
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
-        tape: dict[tuple[int, int], list[_Step]] = {}
+        from polyattn_core.simd import engine
+
+        tape: list[_Step] = []
         out = self._run(call, tape)[0]
-        beta, step = inverse_temperature(self.config), self.config.step
-        shape = call.shape
-        group = shape.heads // call.key.shape[1]
-        keys = restrict(call.key, self.parameters["key_map"])
-        maps = {name: array.astype(call.dtype) for name, array in self.parameters.items()}
-        visible = None if call.mask is None else call.mask.dense(shape)[:, :, 0]
+        step, maps = self.config.step, dict(self.parameters)
 
         def pullback(gradient: Array) -> Gradients:
-            d_query = np.zeros_like(call.query)
-            d_key, d_value = np.zeros_like(call.key), np.zeros_like(call.value)
-            d_maps = {name: np.zeros_like(array) for name, array in maps.items()}
-            for (b, h), history in tape.items():
-                seen = slice(None) if visible is None else visible[b, h]
-                kv = h // group
-                k, v, rho = keys[b, kv][seen], call.value[b, kv][seen], maps["query_map"][h]
-                d_state = gradient[b, h].copy()
-                d_k, d_v = np.zeros_like(k), np.zeros_like(v)
-                for one in reversed(history):
-                    incoming = d_state[one.rows]
-                    d_v += step * one.weights.T @ incoming
-                    d_weights = step * incoming @ v.T
-                    mean = (one.weights * d_weights).sum(axis=1, keepdims=True)
-                    d_scores = beta * one.weights * (d_weights - mean)
-                    d_k += 2 * d_scores.T @ (one.state @ rho.T)
-                    d_k -= 2 * d_scores.sum(axis=0)[:, None] * k
-                    d_mapped = 2 * d_scores @ k
-                    d_maps["query_map"][h] += d_mapped.T @ one.state
-                    d_state[one.rows] = (1 - step) * incoming + d_mapped @ rho
-                d_query[b, h] = d_state
-                d_value[b, kv][seen] += d_v
-                d_key[b, kv][seen] += d_k @ maps["key_map"][kv]
-                d_maps["key_map"][kv] += d_k.T @ call.key[b, kv][seen]
-            return Gradients(d_query, d_key, d_value, None, d_maps)
+            sees = self._sees(call)[:, :, None, None]
+            d_query = np.ascontiguousarray(np.where(sees, gradient, gradient.dtype.type(0)))
+            d_states = d_query.reshape(-1, d_query.shape[-1])
+            d_keys: Array | float = 0.0
+            d_value: Array | float = 0.0
+            d_map: Array | float = 0.0
+            for one in reversed(tape):
+                incoming = np.where(one.live[..., None], d_states[one.rows], 0)
+                found = engine.backward(one.request, one.attended, step * incoming)
+                d_x, by_map = pull_restricted(found.query, one.state, maps["query_map"])
+                returned = (1 - step) * incoming + d_x
+                d_states[one.rows[one.live]] = returned[one.live]
+                d_keys, d_value, d_map = d_keys + found.key, d_value + found.value, d_map + by_map
+            if not tape:
+                none = {name: np.zeros_like(array) for name, array in maps.items()}
+                zeros = np.zeros_like(call.key), np.zeros_like(call.value)
+                return Gradients(d_query, *zeros, None, none)
+            d_key, key_map = pull_restricted(np.asarray(d_keys), call.key, maps["key_map"])
+            learned = {"query_map": np.asarray(d_map), "key_map": key_map}
+            return Gradients(d_query, d_key, np.asarray(d_value), None, learned)
 
         return out, pullback
+
+
+def _gathered(active: Array) -> tuple[Array, Array]:
+    """The active queries of each head, by their place among all, and which of these count."""
+    batch, heads, queries = active.shape
+    counts = active.sum(axis=-1, keepdims=True)
+    most = int(counts.max(initial=0))
+    order = np.argsort(~active, axis=-1, kind="stable")[..., :most]
+    live = np.arange(most) < counts
+    first = queries * np.arange(batch * heads).reshape(batch, heads, 1)
+    return np.where(live, order, order[..., :1]) + first, live
+
+
+def _lengths(x: Array) -> Array:
+    return np.asarray(np.linalg.norm(x, axis=-1))

@@ -12,6 +12,7 @@ import numpy as np
 from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.partial import PartialState
+from polyattn_core.products import matmul
 from polyattn_core.streaming import StreamingMechanism
 
 if TYPE_CHECKING:
@@ -37,13 +38,12 @@ def inverse_temperature(config: Any) -> float:
 
 def restrict(x: Array, matrix: Array) -> Array:
     """ρ x for each head; what is behind a mask may be infinite."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.ascontiguousarray(np.matmul(x, matrix.astype(x.dtype).swapaxes(-1, -2)))
+    return matmul(x, matrix.astype(x.dtype).swapaxes(-1, -2))
 
 
-def _pull(gradient: Array, x: Array, matrix: Array) -> tuple[Array, Array]:
+def pull_restricted(gradient: Array, x: Array, matrix: Array) -> tuple[Array, Array]:
     """Gradients by x and by ρ."""
-    d_x = np.matmul(gradient, matrix.astype(x.dtype))
+    d_x = matmul(gradient, matrix.astype(x.dtype))
     # Hidden tokens have no gradient, and may hold anything.
     known = np.where((gradient != 0).any(axis=-1, keepdims=True), x, x.dtype.type(0))
     return d_x, np.einsum("bhns,bhnd->hsd", gradient, known)
@@ -114,7 +114,7 @@ class Sheaf(StreamingMechanism):
         def pullback(gradient: Array) -> Gradients:
             found = pull(gradient)
             for name, x in (("query", call.query), ("key", call.key)):
-                d_x, d_map = _pull(getattr(found, name), x, maps[f"{name}_map"])
+                d_x, d_map = pull_restricted(getattr(found, name), x, maps[f"{name}_map"])
                 setattr(found, name, d_x)
                 found.parameters[f"{name}_map"] = d_map
             return found

@@ -56,7 +56,7 @@ MECHANISMS = (
             parametric=True,
             value_size=False,
             time="O(steps n² d)",
-            memory="O(n²) a head",
+            memory="O(n d)",
         ),
         sharpness="beta",
         tags=("energy", "iterative"),

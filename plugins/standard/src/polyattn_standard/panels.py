@@ -24,7 +24,7 @@ from polyattn_core.products import shared
 from .panel_positions import add_table, all_distances, kept, rows_of
 from .rows import VisibleRows
 
-_PANEL = 1 << 19  # scores of a panel: a few MB, which stay near the processor
+_PANEL = 1 << 20  # scores of a panel: a few MB, for enough rows that products of matrices are fast
 
 
 @dataclass(slots=True)
@@ -282,21 +282,21 @@ def product(weights: Array, vectors: Array, visible: Array | None) -> Array:
 
 
 def softmax(scores: Array) -> Array:
-    """Along keys; 0 where nothing is visible."""
-    most = scores.max(axis=-1, keepdims=True)
-    most[np.isneginf(most)] = 0
-    weights = scores - most
-    np.exp(weights, out=weights)
-    total = weights.sum(axis=-1, keepdims=True)
-    total[total == 0] = 1
-    weights /= total
-    return np.asarray(weights)
+    """Along keys; 0 where nothing is visible. Scores may be written over."""
+    from .kernels.softmax import softmax_kernels
+
+    scores = np.ascontiguousarray(scores)
+    softmax_kernels(scores.dtype.name)[0](scores)
+    return scores
 
 
 def softmax_pullback(weights: Array, gradient: Array) -> Array:
     """The gradient by scores."""
-    mean = np.einsum("hqk,hqk->hq", weights, gradient)[..., None]
-    return np.asarray(weights * (gradient - mean))
+    from .kernels.softmax import softmax_kernels
+
+    by_score = np.empty_like(weights)
+    softmax_kernels(weights.dtype.name)[1](weights, np.ascontiguousarray(gradient), by_score)
+    return by_score
 
 
 def scaled_products(panel: Panel, scale: float) -> Array:
