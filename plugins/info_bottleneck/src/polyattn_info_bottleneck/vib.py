@@ -12,6 +12,7 @@ from polyattn_core.arrays import Array, as_array, compute_dtype
 from polyattn_core.errors import ArgumentError, ShapeError
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.partial import PartialState
+from polyattn_core.products import matmul
 from polyattn_core.streaming import StreamingMechanism
 
 from .bottleneck import annealed
@@ -105,7 +106,7 @@ class VIB(StreamingMechanism):
             for name in (_MEAN, _MEAN_BIAS, _LOG_VAR, _LOG_VAR_BIAS)
         )
         with np.errstate(invalid="ignore", over="ignore"):  # hidden keys may hold anything
-            return DiagonalGaussian(x @ w.T + b, x @ a.T + c)
+            return DiagonalGaussian(matmul(x, w.T) + b, matmul(x, a.T) + c)
 
     def _encoder_pullback(
         self, x: Array, by_mean: Array, by_log_var: Array
@@ -115,10 +116,10 @@ class VIB(StreamingMechanism):
         live = np.any(by_mean, axis=-1, keepdims=True) | np.any(by_log_var, axis=-1, keepdims=True)
         rows = np.where(live, x, 0).reshape(-1, x.shape[-1])
         flat_mean, flat_log_var = (g.reshape(-1, g.shape[-1]) for g in (by_mean, by_log_var))
-        return by_mean @ w + by_log_var @ a, {
-            _MEAN: flat_mean.T @ rows,
+        return matmul(by_mean, w) + matmul(by_log_var, a), {
+            _MEAN: matmul(flat_mean.T, rows),
             _MEAN_BIAS: flat_mean.sum(axis=0),
-            _LOG_VAR: flat_log_var.T @ rows,
+            _LOG_VAR: matmul(flat_log_var.T, rows),
             _LOG_VAR_BIAS: flat_log_var.sum(axis=0),
         }
 

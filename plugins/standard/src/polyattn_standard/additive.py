@@ -9,6 +9,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Pullback
+from polyattn_core.products import matmul
 
 from .panels import Panel, PanelMechanism, softmax
 from .panels import softmax_pullback as _softmax_pullback
@@ -61,10 +62,8 @@ class Additive(PanelMechanism):
             self.parameters.cast(f"{name}.weight", call.dtype).swapaxes(1, 2)
             for name in ("query", "key")
         )
-        # Hidden tokens may hold anything; a warning about them would mislead.
-        with np.errstate(invalid="ignore", over="ignore"):
-            key = np.repeat(call.key, heads // call.key.shape[1], axis=1) @ right
-            query = call.query @ left
+        key = matmul(np.repeat(call.key, heads // call.key.shape[1], axis=1), right)
+        query = matmul(call.query, left)
         return replace(call, query=query, key=np.ascontiguousarray(key.swapaxes(2, 3)))
 
     def _forward(self, call: Call) -> Array:
@@ -94,7 +93,8 @@ class Additive(PanelMechanism):
         # Hidden tokens have no gradient, and 0 · NaN must not make them one.
         seen = np.where(np.any(gradient, axis=-1, keepdims=True), tokens, 0)
         weight = self.parameters.cast(f"{name}.weight", tokens.dtype)
-        return np.einsum("bhnu,bhnd->hud", gradient, seen), gradient @ weight
+        by_weight = matmul(gradient.swapaxes(2, 3), seen).sum(axis=0)
+        return by_weight, matmul(gradient, weight)
 
     def _scores(self, panel: Panel) -> tuple[Array, Any]:
         from .kernels.additive import additive_kernels

@@ -185,7 +185,7 @@ class Latent(Mechanism):
         content = split_heads(self._affine("query.weight", read), heads, "query")
         up = self.parameters.cast("key.up", query.dtype)
         up = up.reshape(heads, -1, up.shape[1])
-        absorbed = [content @ up, self._rotary_query(read, shape)]
+        absorbed = [matmul(content, up), self._rotary_query(read, shape)]
         keys = np.concatenate((cache.latent, cache.rotary), axis=-1)[:, None]
         inner = Call(
             np.concatenate(absorbed, axis=-1), keys, np.ascontiguousarray(cache.latent)[:, None],
@@ -193,7 +193,7 @@ class Latent(Mechanism):
         )  # fmt: skip
         found = self._attention._forward(inner)
         down = self.parameters.cast("value.up", query.dtype)
-        return merge_heads(found @ down.reshape(heads, -1, down.shape[1]).swapaxes(1, 2))
+        return merge_heads(matmul(found, down.reshape(heads, -1, down.shape[1]).swapaxes(1, 2)))
 
     def _expanded(self, call: Call, kept: dict[str, Any]) -> Call:
         """Queries, keys and values of all heads; inputs of projections go into `kept`."""

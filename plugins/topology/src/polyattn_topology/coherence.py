@@ -14,6 +14,8 @@ import numpy as np
 
 from polyattn_core.arrays import Array, as_array, compute_dtype
 from polyattn_core.errors import ArgumentError, ShapeError
+from polyattn_core.geometry import lengths, scaled
+from polyattn_core.products import one_thread
 
 from .config import CoherenceMetric
 
@@ -91,7 +93,8 @@ class WindowCoherence:
             array = np.take(array, _places(array.shape[-2], self.sample), axis=-2)
         flat = array.reshape((-1, *array.shape[-2:]))
         stacks = _stacks(flat.astype(compute_dtype(array.dtype, "keys"), copy=False))
-        parts = [self._of_stack(each) for each in stacks]
+        with one_thread:  # attention follows, and would wait for the threads of BLAS
+            parts = [self._of_stack(each) for each in stacks]
         return {
             metric: np.concatenate([part[metric] for part in parts]).reshape(lead)
             for metric in self.metrics
@@ -134,11 +137,21 @@ class WindowCoherence:
         return units.reshape(-1, size)[rows].reshape(units.shape), middles
 
     def _boundaries(self, units: Array, middles: Array | None) -> Array:
-        n = units.shape[1]
+        heads, n, _ = units.shape
+        borders = self._borders(n) if middles is None else np.zeros(0, np.int64)
+        if n < 2 or (middles is None and not len(borders)):
+            return np.ones(heads)
         if middles is None:
-            borders = self._borders(n)
-            return np.array([_boundary(each, borders) for each in units])
-        return np.array([_boundary(each, middles[i : i + 1]) for i, each in enumerate(units)])
+            sums = np.add.reduceat(units, np.concatenate(([0], borders)), axis=1)
+            sizes = np.broadcast_to(
+                np.diff(borders, prepend=0, append=n), (heads, len(borders) + 1)
+            )
+        else:
+            left = np.arange(n) < middles[:, None]
+            first = np.matmul(left[:, None].astype(units.dtype), units)
+            sums = np.concatenate((first, units.sum(axis=1, keepdims=True) - first), axis=1)
+            sizes = np.stack((middles, n - middles), axis=1)
+        return _boundary(sums.astype(np.float64), sizes)
 
     def _moments(self, units: Array, gram: Array | None) -> tuple[Array, Array]:
         """Means of the cosine of pairs (of one window) and of its square; 1 without pairs."""
@@ -176,12 +189,12 @@ def principal_axis(units: Array, gram: Array | None = None) -> Array:
     """
     mean = units.mean(axis=-2, dtype=np.float64)
     matrix = (_gram(units) if gram is None else gram) / units.shape[-2]
-    matrix = matrix - mean[..., :, None] * mean[..., None, :]
+    matrix = (matrix - mean[..., :, None] * mean[..., None, :]).astype(units.dtype)
     for _ in range(_SQUARINGS[units.itemsize]):
         trace = np.trace(matrix, axis1=-2, axis2=-1)[..., None, None]
         matrix = matrix / np.where(trace > 0, trace, 1)
         square = np.matmul(matrix, matrix)
-        if (np.trace(square, axis1=-2, axis2=-1) > 1 - 1e-15).all():
+        if (np.trace(square, axis1=-2, axis2=-1) > 1 - np.finfo(units.dtype).eps).all():
             break
         matrix = square
     column = np.argmax(np.diagonal(matrix, axis1=-2, axis2=-1), axis=-1)[..., None, None]
@@ -209,9 +222,13 @@ def least_cut(units: Array, borders: Array) -> tuple[Array, Array]:
     n, lead = units.shape[-2], units.shape[:-2]
     if n < 2 or not len(borders):
         return np.ones(lead), np.zeros(lead, np.int64)
-    starts = np.concatenate(([0], borders))
-    parts = np.add.reduceat(units, starts, axis=-2).astype(np.float64)
-    sums = np.matmul(np.tri(len(starts)), parts)  # a cumulative sum, faster than NumPy's
+    ends = np.append(borders, n)
+    if len(ends) <= _MOST_CUTS + 1:  # as a product of matrices, several times as fast
+        before = (np.arange(n) < ends[:, None]).astype(units.dtype)
+        sums = np.matmul(before, units).astype(np.float64)
+    else:
+        parts = np.add.reduceat(units, np.append(0, borders), axis=-2).astype(np.float64)
+        sums = np.cumsum(parts, axis=-2)
     whole, left, sizes = sums[..., -1, :, None], sums[..., :-1, :], borders.astype(np.float64)
     to_whole = np.matmul(left, whole)[..., 0]
     cut = (sizes * (n - sizes) + to_whole - np.einsum("...pd,...pd->...p", left, left)) / 2
@@ -228,27 +245,27 @@ def least_cut(units: Array, borders: Array) -> tuple[Array, Array]:
     return np.minimum(least / even, 1.0), borders[best]
 
 
-def _boundary(units: Array, borders: Array) -> float:
-    n = len(units)
-    borders = borders[(borders > 0) & (borders < n)]
-    if not len(borders):
-        return 1.0
-    starts = np.concatenate(([0], borders))
-    sums = np.add.reduceat(units, starts, axis=0).astype(np.float64)
-    sizes = np.diff(np.concatenate((starts, [n])))
-    inside = (sizes**2 + np.einsum("pd,pd->p", sums, sums)).sum() / 2 - n
-    whole = sums.sum(axis=0)
-    total = (n**2 + whole @ whole) / 2 - n
-    even = 1 - (sizes * (sizes - 1)).sum() / (n * (n - 1))
-    return float(min(max(1 - inside / total, 0.0) / even, 1.0)) if total > 1e-9 * n else 1.0
+def _boundary(sums: Array, sizes: Array) -> Array:
+    """Of the sums (heads, parts, d) and sizes of parts: what crosses over what would evenly."""
+    n = sizes[0].sum()
+    inside = (sizes**2 + np.einsum("hpd,hpd->hp", sums, sums)).sum(axis=1) / 2 - n
+    whole = sums.sum(axis=1)
+    total = (n**2 + np.einsum("hd,hd->h", whole, whole)) / 2 - n
+    even = 1 - (sizes * (sizes - 1)).sum(axis=1) / (n * (n - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.clip(1 - inside / total, 0, None) / even
+    # Without similarity, or with everything on one side, nothing crosses that could.
+    return np.where((total > 1e-9 * n) & (even > 0), np.minimum(share, 1), 1.0)
 
 
 def _stacks(keys: Array) -> list[Array]:
     """Unit vectors, (heads, n, d); an array for each head where some do not count."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        peak = np.abs(keys).max(axis=-1, keepdims=True)
-        small = keys / peak  # so that squares neither overflow nor vanish
-        units = small / np.sqrt(np.einsum("...d,...d->...", small, small))[..., None]
+        if keys.dtype == np.float32:  # whose squares neither overflow nor vanish in float64
+            units = scaled(keys[None], 1 / lengths(keys[None]))[0]
+        else:
+            small = keys / np.abs(keys).max(axis=-1, keepdims=True)
+            units = small / np.sqrt(np.einsum("...d,...d->...", small, small))[..., None]
     good = np.isfinite(units).all(axis=-1)
     if good.all():
         return [units]

@@ -8,6 +8,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, ShapeError
+from polyattn_core.products import matmul
 
 _SAMPLE = 32  # keys for each centroid among which seeds are drawn
 
@@ -116,7 +117,7 @@ def _seeds(keys: Array, seen: Array, count: int, seed: int) -> Array:
 def _nearest(keys: Array, center: Array) -> Array:
     """The nearest centroid of each key; the first of several."""
     half = np.einsum("bhcd,bhcd->bhc", center, center) / 2
-    scores = keys @ center.swapaxes(-1, -2)
+    scores = matmul(keys, center.swapaxes(-1, -2))
     scores -= half[:, :, None]
     return np.asarray(scores.argmax(axis=-1))
 
@@ -140,4 +141,4 @@ def _sums(label: Array, seen: Array, array: Array, clusters: int) -> Array:
     """Sums over clusters, as a product with the matrix of who belongs where."""
     member = label[:, :, None, :] == np.arange(clusters)[:, None]
     member &= seen[:, None, None]
-    return np.asarray(member.astype(array.dtype) @ array)
+    return matmul(member.astype(array.dtype), array)

@@ -11,6 +11,7 @@ import numpy as np
 from polyattn_core.arrays import Array
 from polyattn_core.largest import largest_of_blocks
 from polyattn_core.mechanism import Call, Gradients, Mechanism, Pullback
+from polyattn_core.products import matmul
 
 from .config import LowRankOTConfig
 from .directions import normal_directions
@@ -70,28 +71,30 @@ class LowRankOT(Mechanism):
         seen = visible_keys(call)[:, None, :, None]
         turned = np.ascontiguousarray(self._root() * self.directions.T, call.dtype)
         lowest = call.dtype.type(-np.inf)
-        key = np.where(seen, call.key, call.dtype.type(0)) @ turned
+        key = matmul(np.where(seen, call.key, call.dtype.type(0)), turned)
         key = repeated(call, np.where(seen, key, lowest))
-        return _Plan(call.query @ turned, key, seen[..., 0], self.config)
+        return _Plan(matmul(call.query, turned), key, seen[..., 0], self.config)
 
     def _forward(self, call: Call) -> Array:
         plan = self._plan(call)
         left, right = plan.factors()
-        return np.asarray(left @ (right.swapaxes(-1, -2) @ plan.shown(repeated(call, call.value))))
+        return np.asarray(
+            matmul(left, matmul(right.swapaxes(-1, -2), plan.shown(repeated(call, call.value))))
+        )
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
         plan = self._plan(call)
         left, right = plan.factors()
         value = plan.shown(repeated(call, call.value))
-        latent = right.swapaxes(-1, -2) @ value
-        output = left @ latent
+        latent = matmul(right.swapaxes(-1, -2), value)
+        output = matmul(left, latent)
         turned = np.asarray(self._root() * self.directions, call.dtype)
         group = call.query.shape[1] // call.key.shape[1]
 
         def pullback(gradient: Array) -> Gradients:
-            d_latent = left.swapaxes(-1, -2) @ gradient
-            d_value = right @ d_latent
-            d_left = gradient @ latent.swapaxes(-1, -2)
+            d_latent = matmul(left.swapaxes(-1, -2), gradient)
+            d_value = matmul(right, d_latent)
+            d_left = matmul(gradient, latent.swapaxes(-1, -2))
             d_query, d_key = plan.pull_back(left, right, d_left, value @ d_latent.swapaxes(-1, -2))
             return Gradients(
                 d_query @ turned, summed(d_key @ turned, group), summed(d_value, group)
@@ -102,7 +105,9 @@ class LowRankOT(Mechanism):
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
         plan = self._plan(call)
         left, right = plan.factors()
-        output = left @ (right.swapaxes(-1, -2) @ plan.shown(repeated(call, call.value)))
+        output = matmul(
+            left, matmul(right.swapaxes(-1, -2), plan.shown(repeated(call, call.value)))
+        )
         found: dict[str, Array] = {}
         if "column_mass" in wanted:
             found["column_mass"] = np.einsum("bhr,bhkr->bhk", left.sum(axis=-2), right)

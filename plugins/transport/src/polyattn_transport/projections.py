@@ -10,6 +10,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, ShapeError
+from polyattn_core.products import matmul
 
 from .config import SlicedWassersteinConfig
 from .directions import unit_directions
@@ -106,7 +107,7 @@ class CachedProjections:
             gradient = full
         unsorted = np.empty_like(gradient)
         np.put_along_axis(unsorted, order, gradient, axis=-1)
-        turned = unsorted.swapaxes(-1, -2) @ self.directions.astype(gradient.dtype)
+        turned = matmul(unsorted.swapaxes(-1, -2), self.directions.astype(gradient.dtype))
         counts = np.arange(tokens.sets.shape[3]) < tokens.lengths[..., None]
         return np.asarray(np.where(counts[..., None], turned, 0), gradient.dtype)
 
@@ -115,8 +116,7 @@ class CachedProjections:
         sets, lengths = tokens.sets, tokens.lengths
         size = sets.shape[3]
         turned = np.asarray(self.directions.T, sets.dtype)
-        with np.errstate(invalid="ignore", over="ignore"):  # hidden keys may hold anything
-            projected = np.ascontiguousarray((sets @ turned).swapaxes(-1, -2))
+        projected = np.ascontiguousarray(matmul(sets, turned).swapaxes(-1, -2))
         if not tokens.even:
             beyond = np.arange(size) >= lengths[..., None, None]
             projected = np.where(beyond, projected.dtype.type(np.inf), projected)

@@ -8,6 +8,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.errors import ShapeError
+from polyattn_core.products import matmul
 
 from .base import Back, SetMechanism, soft_max
 from .config import EfficientConfig, LinformerConfig, NystromConfig
@@ -62,15 +63,15 @@ class Efficient(SetMechanism):
         scale = query.dtype.type(self.config.scale)
         mixes, mixes_back = _normalised(scale * query, -1)
         maps, maps_back = _normalised(scale * key, -2)
-        context = _t(maps) @ value
+        context = matmul(_t(maps), value)
 
         def back(gradient: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
-            by_context = _t(mixes) @ gradient
-            by_query = scale * mixes_back(gradient @ _t(context))
-            by_key = scale * maps_back(value @ _t(by_context))
-            return by_query, by_key, maps @ by_context, {}
+            by_context = matmul(_t(mixes), gradient)
+            by_query = scale * mixes_back(matmul(gradient, _t(context)))
+            by_key = scale * maps_back(matmul(value, _t(by_context)))
+            return by_query, by_key, matmul(maps, by_context), {}
 
-        return mixes @ context, back
+        return matmul(mixes, context), back
 
 
 class Linformer(SetMechanism):
@@ -124,7 +125,11 @@ class Linformer(SetMechanism):
             self.parameters[name][:, :count].astype(query.dtype) for name in ("keys", "values")
         )
         out, soft_back = soft_max(
-            query, for_keys @ key, for_values @ value, self._scale(), self.config.threads
+            query,
+            matmul(for_keys, key),
+            matmul(for_values, value),
+            self._scale(),
+            self.config.threads,
         )
 
         def back(gradient: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
@@ -132,9 +137,14 @@ class Linformer(SetMechanism):
             parameters = {}
             for name, by, x in (("keys", by_keys, key), ("values", by_values, value)):
                 full = np.zeros_like(self.parameters[name])
-                full[:, :count] = (by @ _t(x)).sum(axis=(0, 1))
+                full[:, :count] = matmul(by, _t(x)).sum(axis=(0, 1))
                 parameters[name] = full
-            return by_query, for_keys.T @ by_keys, for_values.T @ by_values, parameters
+            return (
+                by_query,
+                matmul(for_keys.T, by_keys),
+                matmul(for_values.T, by_values),
+                parameters,
+            )
 
         return out, back
 
