@@ -161,23 +161,26 @@ class _Plan:
 
     def factors(self) -> tuple[Array, Array]:
         """P as a product of (n, rank), whose rows sum to 1, and (m, rank), whose columns do."""
-        right, total = _softmax(self.y + self.key[..., None], -2)
-        if np.isneginf(total).any():
-            # A batch element without visible keys has no plan.
-            none = np.isneginf(total)
-            return np.where(none, 0, _softmax(self.x + np.where(none, 0, total), -1)[0]), right
-        return _softmax(self.x + total, -1)[0], right
+        total = _over_rows(self.y, self.key)
+        right = _softmax(self.y + self.key[..., None], total[..., None, :])
+        # A batch element without visible keys has no plan.
+        none = np.isneginf(total)
+        left = self._shares(self.x, np.where(none, total.dtype.type(0), total))
+        return np.where(none[..., None, :], left.dtype.type(0), left), right
+
+    @staticmethod
+    def _shares(array: Array, shift: Array) -> Array:
+        """The soft-max over the rank of an array, shifted for each column."""
+        return _softmax(array + shift[..., None, :], _over_rank(array, shift)[..., None])
 
     def _over_keys(self, key: Array) -> Array:
         """LSEⱼ of the kernel and g, (batch, heads, n); 0 where there is no key."""
-        total = _log_sum_exp(self.y + key[..., None], -2)
-        found = _log_sum_exp(self.x + total, -1)[..., 0]
+        found = _over_rank(self.x, _over_rows(self.y, key))
         return np.where(np.isneginf(found), found.dtype.type(0), found)
 
     def _over_queries(self, query: Array) -> Array:
         """LSEᵢ of the kernel and f, (batch, heads, m)."""
-        total = _log_sum_exp(self.x + query[..., None], -2)
-        return _log_sum_exp(self.y + total, -1)[..., 0]
+        return _over_rank(self.y, _over_rows(self.x, query))
 
     def pull_back(
         self, left: Array, right: Array, d_left: Array, d_right: Array
@@ -194,16 +197,18 @@ class _Plan:
             live = step.active & self.seen
             passed, d_found = np.where(live, 0, d_key), np.where(live, -d_key, 0)
             # g = log b − LSE_r(Y + LSEᵢ(X + f))
-            inner, total = _softmax(self.x + step.query[..., None], -2)
-            outer = _softmax(self.y + total, -1)[0] * d_found[..., None]
+            total = _over_rows(self.x, step.query)
+            inner = _softmax(self.x + step.query[..., None], total[..., None, :])
+            outer = self._shares(self.y, total) * d_found[..., None]
             part = inner * outer.sum(axis=-2, keepdims=True)
             d_y = d_y + outer
             d_x = d_x + part
             d_query = -part.sum(axis=-1)
             # f = −LSE_r(X + LSEⱼ(Y + g))
-            inner, total = _softmax(self.y + step.before[..., None], -2)
-            total = np.where(np.isneginf(total), 0, total)
-            outer = _softmax(self.x + total, -1)[0] * d_query[..., None]
+            total = _over_rows(self.y, step.before)
+            inner = _softmax(self.y + step.before[..., None], total[..., None, :])
+            total = np.where(np.isneginf(total), total.dtype.type(0), total)
+            outer = self._shares(self.x, total) * d_query[..., None]
             part = inner * outer.sum(axis=-2, keepdims=True)
             d_x = d_x + outer
             d_y = d_y + part
@@ -211,17 +216,34 @@ class _Plan:
         return d_x, d_y
 
 
-def _log_sum_exp(array: Array, axis: int) -> Array:
-    most = array.max(axis=axis, keepdims=True)
-    base = np.where(np.isneginf(most), most.dtype.type(0), most)
-    with np.errstate(divide="ignore"):
-        return np.asarray(base + np.log(np.exp(array - base).sum(axis=axis, keepdims=True)))
+def _over_rows(array: Array, shift: Array) -> Array:
+    """ln Σᵢ exp(array + shift) of arrays (batch, heads, n, rank), (batch, heads, n): (…, rank)."""
+    return _log_sum_exp(array, shift, 0)
 
 
-def _softmax(array: Array, axis: int) -> tuple[Array, Array]:
-    """The soft-max along an axis, 0 where nothing is finite, and its log-sum-exp."""
-    total = _log_sum_exp(array, axis)
-    return np.exp(array - np.where(np.isneginf(total), total.dtype.type(0), total)), total
+def _over_rank(array: Array, shift: Array) -> Array:
+    """ln Σᵣ exp(array + shift) of arrays (batch, heads, n, rank), (batch, heads, rank): (…, n)."""
+    return _log_sum_exp(array, shift, 1)
+
+
+def _log_sum_exp(array: Array, shift: Array, which: int) -> Array:
+    from polyattn_core.simd import threads
+
+    from .kernels.factors import BLOCK, factor_kernels
+
+    batch, heads, count, rank = array.shape
+    out = np.empty((batch * heads, (rank, count)[which]), array.dtype)
+    tasks = batch * heads * (1, -(-count // BLOCK))[which]
+    flat = np.ascontiguousarray(array).reshape(-1, count, rank)
+    shifts = np.ascontiguousarray(shift, array.dtype).reshape(batch * heads, -1)
+    kernel = factor_kernels(array.dtype.name)[which]
+    threads.run(kernel, (flat, shifts, out), tasks, threads.limit())
+    return out.reshape(batch, heads, -1)
+
+
+def _softmax(array: Array, total: Array) -> Array:
+    """exp(array − total), 0 where nothing is finite."""
+    return np.exp(array - np.where(np.isneginf(total), total.dtype.type(0), total))
 
 
 def _softmax_pullback(weights: Array, gradient: Array, axis: int) -> Array:

@@ -139,8 +139,7 @@ class SlicedWasserstein(Mechanism):
         from polyattn_core.simd import masking
         from polyattn_core.simd.engine import Request
 
-        query, key = (_longer(array) for array in (call.query, call.key))
-        query[..., :-1] *= 2
+        query, key = _longer(call.query, 2), _longer(call.key, 1)
         with np.errstate(invalid="ignore", over="ignore"):  # hidden keys may hold anything
             key[..., -1] = -np.einsum("bhkd,bhkd->bhk", call.key, call.key)
         request = Request(query, key, call.value, 1.0, threads=self.config.threads)
@@ -185,10 +184,12 @@ class _Attended:
     log_sum_exp: Array
 
 
-def _longer(array: Array) -> Array:
-    """A copy with one coordinate more, 1."""
-    found = np.ones((*array.shape[:-1], array.shape[-1] + 1), array.dtype)
-    found[..., :-1] = array
+def _longer(array: Array, factor: float) -> Array:
+    """A multiple with one coordinate more, 1."""
+    found = np.empty((*array.shape[:-1], array.shape[-1] + 1), array.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.multiply(array, array.dtype.type(factor), out=found[..., :-1])
+    found[..., -1] = 1
     return found
 
 
