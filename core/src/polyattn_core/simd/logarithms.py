@@ -87,8 +87,11 @@ def _mantissa(typing, x):  # type: ignore[no-untyped-def]
     return x(x), emit
 
 
-def _logarithm(kind: Any) -> Any:
-    """A function of x and of what x lacks: ln(x + lost), for a loss of less than its last place."""
+def _logarithm(kind: Any, *, above_one: bool = False) -> Any:
+    """A function of x and of what x lacks: ln(x + lost), for a loss of less than its last place.
+
+    Where x is above 1, `lost` is the whole of x − 1 instead: it counts where ln x is small.
+    """
     single = kind is types.float32
     number = np.float32 if single else np.float64
     top, *others = (number(c) for c in _SERIES[kind][::-1])
@@ -128,7 +131,21 @@ def _logarithm(kind: Any) -> Any:
         value = -infinite if x == zero else value
         return nothing if x < zero else value
 
-    return logarithm
+    @numba.njit(**FAITHFUL)  # type: ignore[untyped-decorator]
+    def logarithm_above_one(x, over):  # type: ignore[no-untyped-def]
+        power = _exponent(x)
+        f = over if power == zero else _mantissa(x) - one
+        halved = half * f * f
+        if single:
+            value = f * f * f * series_in(f) + power * low
+            value = power * high + (f - (halved - value))
+        else:
+            s = f / (two + f)
+            value = s * (halved + s * s * series_in(s * s)) + power * low
+            value = power * high - ((halved - value) - f)
+        return value if x < infinite else x  # NaN too
+
+    return logarithm_above_one if above_one else logarithm
 
 
 @overload(log, jit_options=FAITHFUL)
@@ -217,12 +234,14 @@ def _arccosh(x):  # type: ignore[no-untyped-def]
         return None
     number = np.float32 if kind is types.float32 else np.float64
     one, two, large = number(1), number(2), number(1e9)
+    logarithm = _logarithm(kind, above_one=True)
 
     def implementation(x):  # type: ignore[no-untyped-def]
         over = x - one
         root = np.sqrt(over * (over + two))
         # Far out the product would overflow, and the root is x.
-        return log1p(over + (root if over < large else x))
+        over += root if over < large else x
+        return logarithm(one + over, over)
 
     return implementation
 

@@ -122,8 +122,13 @@ class Chart:
     def _slope_at_origin(self) -> float:
         return {"tangent": self.scale, "ball": 2.0}.get(self.coordinates, 1.0)
 
-    def drop(self, spatial: Array, length: Array, root: Array) -> tuple[Array, LiftPullback]:
-        """The coordinates of points X, whose lengths are known: the inverse of `lift`."""
+    def drop(
+        self, direction: Array, factor: Array, length: Array, root: Array
+    ) -> tuple[Array, LiftPullback]:
+        """The coordinates of points X = factor · direction of known lengths: undoes `lift`.
+
+        The pullback is by X.
+        """
         wide = root[:, None]
 
         def profile(m: Array) -> Profile:
@@ -137,20 +142,24 @@ class Chart:
             ratio = np.where(m > 0, new / np.where(m > 0, m, 1), by_m) / wide
             return Profile(ratio, lambda: by_m / wide, {"root": lambda: -ratio / wide})
 
-        result, pull = radial(spatial, profile, length)
-        if self.coordinates != "hyperboloid":
-            return result, lambda gradient: _rooted(pull(gradient))
-        time = np.sqrt(1 + np.square(length)) / wide
+        with np.errstate(invalid="ignore", over="ignore"):
+            result = scaled(direction, profile(length).ratio * factor)
+            time = np.sqrt(1 + np.square(length)) / wide
 
         def pullback(gradient: Array) -> tuple[Array, Array]:
+            spatial = scaled(direction, factor)
+            pull = radial(spatial, profile, length)[1]
+            if self.coordinates != "hyperboloid":
+                return _rooted(pull(gradient))
             d_spatial, d_root = _rooted(pull(gradient[..., 1:]))
             by_time = gradient[..., 0]
-            factor = (by_time / (np.square(wide) * time)).astype(spatial.dtype)
+            share = (by_time / (np.square(wide) * time)).astype(spatial.dtype)
             d_root = d_root - (by_time * time / wide).sum(axis=(0, -1))
-            return d_spatial + factor[..., None] * spatial, d_root
+            return d_spatial + share[..., None] * spatial, d_root
 
-        whole = np.concatenate((time[..., None].astype(spatial.dtype), result), axis=-1)
-        return whole, pullback
+        if self.coordinates == "hyperboloid":
+            result = np.concatenate((time[..., None].astype(result.dtype), result), axis=-1)
+        return result, pullback
 
 
 def _rooted(found: tuple[Array, dict[str, Array]]) -> tuple[Array, Array]:
@@ -174,28 +183,37 @@ def lift_with_time(chart: Chart, array: Array, r: Array, root: Array) -> tuple[A
     return whole, pullback
 
 
-def centroid(mean: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """The point above a weighted mean of points (time, X), its length, and a pullback.
+@dataclass(frozen=True, slots=True)
+class Centroid:
+    """The point X = factor · direction above a weighted mean of points (time, X)."""
 
-    Where there are no points it is 0.
+    direction: Array
+    factor: Array
+    length: Array
+    """|X|, like `factor` (batch, heads, queries)."""
+    pullback: Callable[[Array], Array]
+    """Gradients by X → by the mean."""
+
+
+def centroid(mean: Array) -> Centroid:
+    """Where the hyperboloid is above a mean of its points; 0 where there are none.
 
     Scaled to the hyperboloid the mean is the Lorentzian centroid; its shadow on the Klein disc,
     X/time, is the Einstein midpoint: the same point.
     """
-    time, spatial = mean[..., :1].astype(np.float64), mean[..., 1:]
-    length = lengths(spatial)[..., None]
+    time, spatial = mean[..., 0].astype(np.float64), mean[..., 1:]
+    length = lengths(spatial)
     square = np.square(time) - np.square(length)
     # Rounding may leave the cone where all points are far out in one direction.
     square = np.maximum(square, np.finfo(mean.dtype).eps * np.square(time))
     factor = np.where(time > 0, 1 / np.sqrt(np.where(time > 0, square, 1)), 0)
-    exact = np.where(np.isnan(time), np.nan, factor)
-    factor = exact.astype(mean.dtype)
-    point = scaled(spatial, exact[..., 0])
+    factor = np.where(np.isnan(time), np.nan, factor)
 
     def pullback(gradient: Array) -> Array:
-        along = np.einsum("...d,...d->...", gradient, spatial)[..., None] * factor**3
+        rounded = factor[..., None].astype(mean.dtype)
+        along = np.einsum("...d,...d->...", gradient, spatial)[..., None] * rounded**3
         return np.concatenate(
-            (-along * mean[..., :1], factor * gradient + along * spatial), axis=-1
+            (-along * mean[..., :1], rounded * gradient + along * spatial), axis=-1
         )
 
-    return point, (exact * length)[..., 0], pullback
+    return Centroid(spatial, factor, factor * length, pullback)

@@ -157,12 +157,14 @@ class HyperbolicSpace(Lifting):
         whole, pull = lift_with_time(chart, value, r, own)
 
         def finish(mean: Array) -> Any:
-            point, length, pull_point = centroid(mean)
-            output, pull_output = chart.drop(point, length, np.repeat(own, group))
+            point = centroid(mean)
+            output, pull_output = chart.drop(
+                point.direction, point.factor, point.length, np.repeat(own, group)
+            )
 
             def pullback(gradient: Array) -> tuple[Array, dict[str, Array]]:
                 d_point, d_root = pull_output(gradient)
-                return pull_point(d_point), {"curvature.log": by_group(d_root, group) * own / 2}
+                return point.pullback(d_point), {"curvature.log": by_group(d_root, group) * own / 2}
 
             return output, pullback
 
