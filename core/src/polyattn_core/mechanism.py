@@ -13,6 +13,7 @@ its capabilities declare.
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -62,6 +63,10 @@ class Attention(Protocol):
     def name(self) -> str: ...
     def __call__(self, query: Any, key: Any = None, value: Any = None, **options: Any) -> Array: ...
     def attend(self, query: Any, key: Any, value: Any, **options: Any) -> Array: ...
+
+
+_quiet = functools.partial(np.errstate, all="ignore")
+"""What is hidden may hold anything, and what is not finite shows in the output: no warnings."""
 
 
 @dataclass(slots=True)
@@ -234,7 +239,8 @@ class Mechanism(ABC):
         call, lead, dtype = self._prepare(
             query, key, value, mask, bias, training, rng, side, narrow=narrow
         )
-        return _restore(self._forward(call), lead, dtype)
+        with _quiet():
+            return _restore(self._forward(call), lead, dtype)
 
     def attend_vjp(
         self,
@@ -257,14 +263,16 @@ class Mechanism(ABC):
         call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
         inputs = [np.asarray(x) for x in (query, key, value)]
         bias_array = None if bias is None else np.asarray(bias)
-        canonical_output, pull = self._vjp(call)
+        with _quiet():
+            canonical_output, pull = self._vjp(call)
         output = _restore(canonical_output, lead, dtype)
 
         def pullback(gradient: Any) -> Gradients:
             incoming = as_array(gradient, "gradient")
             if incoming.shape != output.shape:
                 raise ShapeError("gradient", incoming.shape, f"the output's shape {output.shape}")
-            found = pull(canonical(incoming, lead, call.dtype))
+            with _quiet():
+                found = pull(canonical(incoming, lead, call.dtype))
             d_query, d_key, d_value = (
                 _like(_restore(g, lead, g.dtype), x)
                 for g, x in zip((found.query, found.key, found.value), inputs, strict=True)
@@ -306,7 +314,8 @@ class Mechanism(ABC):
             raise ArgumentError("top", top, f"a whole number from 1 to {_MOST_TOP}")
         call, lead, dtype = self._prepare(query, key, value, mask, bias, False, None, side)
         call.top = int(top)
-        output, found = self._observe(call, frozenset(statistics))
+        with _quiet():
+            output, found = self._observe(call, frozenset(statistics))
         restored = {name: _restore(array, lead, array.dtype) for name, array in found.items()}
         return Observation(_restore(output, lead, dtype), **restored)
 
@@ -330,7 +339,8 @@ class Mechanism(ABC):
         call, lead, dtype = self._prepare(
             query, key, value, mask, None, False, None, side, start, total
         )
-        state = self._partial(call)
+        with _quiet():
+            state = self._partial(call)
         return PartialState(
             _restore(state.output, lead, state.output.dtype),
             _restore(state.log_sum_exp, lead, state.log_sum_exp.dtype),
@@ -390,7 +400,8 @@ class Mechanism(ABC):
         """`attend_cached`, unfinished: the state merges with others over other keys."""
         from .cached import attend_cached
 
-        return attend_cached(self, query, caches, sequences, mask, bias)
+        with _quiet():
+            return attend_cached(self, query, caches, sequences, mask, bias)
 
     # ---- model level ------------------------------------------------------------------------
 
@@ -625,7 +636,8 @@ class Mechanism(ABC):
     ) -> Array:  # fmt: skip
         start = time.perf_counter()
         call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
-        output = _restore(self._forward(call), lead, dtype)
+        with _quiet():
+            output = _restore(self._forward(call), lead, dtype)
         seconds = time.perf_counter() - start
         statistics: dict[str, float] = {}
         if "entropy" in self.capabilities.statistics:

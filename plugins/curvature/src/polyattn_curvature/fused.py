@@ -84,8 +84,7 @@ class MixedCurvatureFusedAttention(Mapped):
 
         def undo(gradients: Gradients) -> None:
             live = np.any(gradients.query, axis=-1, keepdims=True)
-            with np.errstate(invalid="ignore"):
-                by = np.where(live, gradients.query * queries, 0).sum(axis=(0, 2), dtype=np.float64)
+            by = np.where(live, gradients.query * queries, 0).sum(axis=(0, 2), dtype=np.float64)
             ends = np.cumsum(self.config.sizes)[:-1]
             weights = [part.sum(axis=-1) for part in np.split(by, ends, axis=-1)]
             d_query, *of_query = pull_query(gradients.query * factor)

@@ -147,9 +147,8 @@ def _turn(array: Array, cosine: Array, sine: Array) -> Array:
     out = np.empty(array.shape, array.dtype)
     x, y = array[..., :half], array[..., half:]
     # What is behind a mask may be infinite, and stays there.
-    with np.errstate(invalid="ignore"):
-        out[..., :half] = x * cosine - y * sine
-        out[..., half:] = x * sine + y * cosine
+    out[..., :half] = x * cosine - y * sine
+    out[..., half:] = x * sine + y * cosine
     return out
 
 

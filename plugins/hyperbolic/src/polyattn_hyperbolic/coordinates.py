@@ -142,9 +142,8 @@ class Chart:
             ratio = np.where(m > 0, new / np.where(m > 0, m, 1), by_m) / wide
             return Profile(ratio, lambda: by_m / wide, {"root": lambda: -ratio / wide})
 
-        with np.errstate(invalid="ignore", over="ignore"):
-            result = scaled(direction, profile(length).ratio * factor)
-            time = np.sqrt(1 + np.square(length)) / wide
+        result = scaled(direction, profile(length).ratio * factor)
+        time = np.sqrt(1 + np.square(length)) / wide
 
         def pullback(gradient: Array) -> tuple[Array, Array]:
             spatial = scaled(direction, factor)
@@ -176,8 +175,7 @@ def lift_with_time(chart: Chart, array: Array, r: Array, root: Array) -> tuple[A
     def pullback(gradient: Array) -> tuple[Array, Array]:
         # Vectors without a gradient get none, finite or not.
         live = np.any(gradient, axis=-1, keepdims=True)
-        with np.errstate(invalid="ignore", over="ignore"):
-            found = gradient[..., 1:] + gradient[..., :1] / whole[..., :1] * spatial
+        found = gradient[..., 1:] + gradient[..., :1] / whole[..., :1] * spatial
         return pull(np.where(live, found, 0))
 
     return whole, pullback

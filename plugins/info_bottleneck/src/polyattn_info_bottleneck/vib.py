@@ -105,8 +105,7 @@ class VIB(StreamingMechanism):
             self.parameters[name].astype(x.dtype)
             for name in (_MEAN, _MEAN_BIAS, _LOG_VAR, _LOG_VAR_BIAS)
         )
-        with np.errstate(invalid="ignore", over="ignore"):  # hidden keys may hold anything
-            return DiagonalGaussian(matmul(x, w.T) + b, matmul(x, a.T) + c)
+        return DiagonalGaussian(matmul(x, w.T) + b, matmul(x, a.T) + c)
 
     def _encoder_pullback(
         self, x: Array, by_mean: Array, by_log_var: Array

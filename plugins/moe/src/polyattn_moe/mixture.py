@@ -276,8 +276,7 @@ _INPUTS = ("query", "key", "value")
 def _add_whole(output: Array, found: Array, gates: Array) -> None:
     share = gates[:, None, :, None].astype(output.dtype)
     # A gate of 0 keeps out what is not finite.
-    with np.errstate(invalid="ignore"):
-        output += np.where(share == 0, 0, share * found)
+    output += np.where(share == 0, 0, share * found)
 
 
 def _add_learned(learned: dict[str, Array], expert: int, found: Gradients) -> None:

@@ -106,11 +106,9 @@ class Cosine(StreamingMechanism):
 
 
 def _unit(array: Array, epsilon: float) -> tuple[Array, Array]:
-    # Hidden keys may hold anything; a warning about them would mislead.
-    with np.errstate(invalid="ignore", over="ignore"):
-        length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
-        # In C order whatever that of the input is: kernels take the last axis to be contiguous.
-        return np.divide(array, np.maximum(length, epsilon), order="C"), length
+    length = np.sqrt(np.einsum("...d,...d->...", array, array))[..., None]
+    # In C order whatever that of the input is: kernels take the last axis to be contiguous.
+    return np.divide(array, np.maximum(length, epsilon), order="C"), length
 
 
 def _unit_pullback(gradient: Array, unit: Array, length: Array, epsilon: float) -> Array:

@@ -140,8 +140,7 @@ class SlicedWasserstein(Mechanism):
         from polyattn_core.simd.engine import Request
 
         query, key = _longer(call.query, 2), _longer(call.key, 1)
-        with np.errstate(invalid="ignore", over="ignore"):  # hidden keys may hold anything
-            key[..., -1] = -np.einsum("bhkd,bhkd->bhk", call.key, call.key)
+        key[..., -1] = -np.einsum("bhkd,bhkd->bhk", call.key, call.key)
         request = Request(query, key, call.value, 1.0, threads=self.config.threads)
         if call.mask is not None:
             request.mask = masking.encode(call.mask.program(call.shape))
@@ -187,8 +186,7 @@ class _Attended:
 def _longer(array: Array, factor: float) -> Array:
     """A multiple with one coordinate more, 1."""
     found = np.empty((*array.shape[:-1], array.shape[-1] + 1), array.dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
-        np.multiply(array, array.dtype.type(factor), out=found[..., :-1])
+    np.multiply(array, array.dtype.type(factor), out=found[..., :-1])
     found[..., -1] = 1
     return found
 

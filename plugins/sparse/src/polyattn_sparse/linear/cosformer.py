@@ -109,5 +109,4 @@ def _turned(x: Array, places: Array, horizon: int) -> tuple[Array, Callable[[Arr
     def back(gradient: Array) -> Array:
         return np.asarray(gradient[..., :size] * cosine + gradient[..., size:] * sine)
 
-    with np.errstate(invalid="ignore"):  # 0 · ∞, behind a mask
-        return np.concatenate((x * cosine, x * sine), axis=-1), back
+    return np.concatenate((x * cosine, x * sine), axis=-1), back

@@ -108,15 +108,13 @@ def _beta(owner: Recurrence, call: Call) -> Gate:
 
 def _unit(x: Array) -> tuple[Array, Callable[[Array], Array]]:
     """x/‖x‖ and its pullback; 0 stays 0."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        length = np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
-        inverse = 1 / np.where(length == 0, 1, length).astype(x.dtype)
-        unit = x * inverse
+    length = np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
+    inverse = 1 / np.where(length == 0, 1, length).astype(x.dtype)
+    unit = x * inverse
 
     def back(gradient: Array) -> Array:
         along = np.einsum("...d,...d->...", gradient, unit)[..., None]
-        with np.errstate(invalid="ignore"):
-            found = inverse * (gradient - along * unit)
+        found = inverse * (gradient - along * unit)
         # What is hidden may be infinite, and has no gradient.
         nothing = ~gradient.any(axis=-1, keepdims=True)
         return np.asarray(np.where(nothing, gradient, found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     yield check_model_level
     yield check_single_query
     yield check_large_scores
+    yield check_extremes_are_quiet
 
 
 def _in_dtype(dtype: str) -> Check:
@@ -196,3 +198,23 @@ def check_large_scores(subject: Subject) -> None:
     # Rounding of the scores grows with them, and exponentials make it relative.
     tolerance = 100 * large.tolerance
     assert_close(large.attend(), large.expected(), tolerance, "output for queries 100 times larger")
+
+
+def check_extremes_are_quiet(subject: Subject) -> None:
+    """Infinite and very large numbers show in the output, or are refused; they warn of nothing."""
+    example = subject.example()
+    for extreme in (np.inf, 1e30):
+        inputs = {name: array.copy() for name, array in example.inputs.items()}
+        for array in inputs.values():
+            array[..., -1, :] = extreme
+        loud = example.replace(**inputs)
+        with warnings.catch_warnings(), np.errstate(all="warn"):
+            warnings.simplefilter("error")
+            try:
+                output = loud.attend()
+                if subject.capabilities.gradient:
+                    loud.vjp()[1](np.ones_like(output))
+            except PolyattnError:
+                pass  # points beyond the boundary of a space, say
+            except Warning as warning:
+                require(False, f"a warning where tokens are {extreme}: {warning}")
