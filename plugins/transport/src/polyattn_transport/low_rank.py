@@ -243,7 +243,7 @@ def _log_sum_exp(array: Array, shift: Array, which: int) -> Array:
 
 def _softmax(array: Array, total: Array) -> Array:
     """exp(array − total), 0 where nothing is finite."""
-    return np.exp(array - np.where(np.isneginf(total), total.dtype.type(0), total))
+    return np.asarray(np.exp(array - np.where(np.isneginf(total), total.dtype.type(0), total)))
 
 
 def _softmax_pullback(weights: Array, gradient: Array, axis: int) -> Array:

@@ -92,6 +92,13 @@ class NoMaximum(Plain):
         return np.log(np.exp(scores).sum(axis=-1))
 
 
+class WarnsOfOverflow(Plain):
+    def _weights(self, call):
+        with np.errstate(over="warn"):
+            np.square(call.query)
+        return super()._weights(call)
+
+
 class UniformWhereNothingIsSeen(Plain):
     def _weights(self, call):
         weights, total = super()._weights(call)
