@@ -13,10 +13,10 @@ its capabilities declare.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -63,10 +63,6 @@ class Attention(Protocol):
     def name(self) -> str: ...
     def __call__(self, query: Any, key: Any = None, value: Any = None, **options: Any) -> Array: ...
     def attend(self, query: Any, key: Any, value: Any, **options: Any) -> Array: ...
-
-
-_quiet = functools.partial(np.errstate, all="ignore")
-"""What is hidden may hold anything, and what is not finite shows in the output: no warnings."""
 
 
 @dataclass(slots=True)
@@ -197,6 +193,21 @@ class Mechanism(ABC):
         """Freshly initialised learned arrays."""
         return {}
 
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """No more threads than `threads=` says, and no warnings.
+
+        What is hidden may hold anything, and what is not finite shows in the output.
+        """
+        with np.errstate(all="ignore"):
+            if self.config.threads is None:
+                yield
+                return
+            from .simd import threads
+
+            with threads.limited(self.config.threads):
+                yield
+
     # ---- head level -------------------------------------------------------------------------
 
     def attend(
@@ -239,7 +250,7 @@ class Mechanism(ABC):
         call, lead, dtype = self._prepare(
             query, key, value, mask, bias, training, rng, side, narrow=narrow
         )
-        with _quiet():
+        with self._computing():
             return _restore(self._forward(call), lead, dtype)
 
     def attend_vjp(
@@ -263,7 +274,7 @@ class Mechanism(ABC):
         call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
         inputs = [np.asarray(x) for x in (query, key, value)]
         bias_array = None if bias is None else np.asarray(bias)
-        with _quiet():
+        with self._computing():
             canonical_output, pull = self._vjp(call)
         output = _restore(canonical_output, lead, dtype)
 
@@ -271,7 +282,7 @@ class Mechanism(ABC):
             incoming = as_array(gradient, "gradient")
             if incoming.shape != output.shape:
                 raise ShapeError("gradient", incoming.shape, f"the output's shape {output.shape}")
-            with _quiet():
+            with self._computing():
                 found = pull(canonical(incoming, lead, call.dtype))
             d_query, d_key, d_value = (
                 _like(_restore(g, lead, g.dtype), x)
@@ -314,7 +325,7 @@ class Mechanism(ABC):
             raise ArgumentError("top", top, f"a whole number from 1 to {_MOST_TOP}")
         call, lead, dtype = self._prepare(query, key, value, mask, bias, False, None, side)
         call.top = int(top)
-        with _quiet():
+        with self._computing():
             output, found = self._observe(call, frozenset(statistics))
         restored = {name: _restore(array, lead, array.dtype) for name, array in found.items()}
         return Observation(_restore(output, lead, dtype), **restored)
@@ -339,7 +350,7 @@ class Mechanism(ABC):
         call, lead, dtype = self._prepare(
             query, key, value, mask, None, False, None, side, start, total
         )
-        with _quiet():
+        with self._computing():
             state = self._partial(call)
         return PartialState(
             _restore(state.output, lead, state.output.dtype),
@@ -400,7 +411,7 @@ class Mechanism(ABC):
         """`attend_cached`, unfinished: the state merges with others over other keys."""
         from .cached import attend_cached
 
-        with _quiet():
+        with self._computing():
             return attend_cached(self, query, caches, sequences, mask, bias)
 
     # ---- model level ------------------------------------------------------------------------
@@ -636,7 +647,7 @@ class Mechanism(ABC):
     ) -> Array:  # fmt: skip
         start = time.perf_counter()
         call, lead, dtype = self._prepare(query, key, value, mask, bias, training, rng, side)
-        with _quiet():
+        with self._computing():
             output = _restore(self._forward(call), lead, dtype)
         seconds = time.perf_counter() - start
         statistics: dict[str, float] = {}

@@ -106,7 +106,7 @@ CAUGHT: Mapping[str, tuple[Wrong, ...]] = {
     "check_model_level": (computes("MergesInReverse"),),
     "check_single_query": (computes("KeepsAxisOfSingleQuery"),),
     "check_large_scores": (computes("NoMaximum"),),
-    "check_extremes_are_quiet": (computes("WarnsOfInfinity", "a warning"),),
+    "check_extremes_are_quiet": (computes("WarnsOfOverflow", "a warning"),),
     "check_every_kind_of_mask": (computes("IgnoresMask"),),
     "check_combined_masks": (computes("LosesNegation"),),
     "check_boolean_array_as_mask": (computes("InvertsArrays"),),

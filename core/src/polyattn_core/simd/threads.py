@@ -16,7 +16,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any
 
@@ -79,7 +80,7 @@ class _Pool:
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
         self.avoided: dict[int, int] = {}
         """The processor that each helper is kept off, by the thread's number."""
-        for number in range(max(limit() - 1, 1)):
+        for number in range(max(int(numba.config.NUMBA_NUM_THREADS) - 1, 1)):
             name = f"polyattn_{number}"
             threading.Thread(target=self._serve, name=name, daemon=True).start()
 
@@ -120,9 +121,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+_most: ContextVar[int | None] = ContextVar("most", default=None)
+
+
+@contextlib.contextmanager
+def limited(most: int) -> Iterator[None]:
+    """At most so many threads for what is called inside."""
+    before = _most.set(most)
+    try:
+        yield
+    finally:
+        _most.reset(before)
+
+
 def limit() -> int:
-    """Threads a call may use by default: NUMBA_NUM_THREADS, or all cores."""
-    return int(numba.config.NUMBA_NUM_THREADS)
+    """Threads a call may use: NUMBA_NUM_THREADS, or all cores, unless it is `limited`."""
+    most = _most.get()
+    cores = int(numba.config.NUMBA_NUM_THREADS)
+    return cores if most is None else min(most, cores)
 
 
 def _helpers() -> _Pool:

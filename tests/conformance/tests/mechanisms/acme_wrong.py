@@ -92,10 +92,10 @@ class NoMaximum(Plain):
         return np.log(np.exp(scores).sum(axis=-1))
 
 
-class WarnsOfInfinity(Plain):
+class WarnsOfOverflow(Plain):
     def _weights(self, call):
-        with np.errstate(invalid="warn"):
-            np.subtract(call.query, call.query)
+        with np.errstate(over="warn"):
+            np.square(call.query)
         return super()._weights(call)
 
 

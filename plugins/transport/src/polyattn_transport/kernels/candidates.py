@@ -1,14 +1,13 @@
 """The cheap stage: for each query, the keys with the highest scores.
 
 Scores of a block of queries against all keys are a panel in scratch memory, O(n) a thread. The
-least score that counts is searched for all lanes at once, until a few too many pass it; only these
+least score that counts is bisected for all lanes at once, until a few too many pass it; only these
 are looked at one by one.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 from numba.core import types
@@ -27,7 +26,7 @@ from polyattn_core.simd.scores import (
 
 from .emission import lowest_bit, operations
 
-_SURPLUS = 4  # keys too many with which the search ends
+_SURPLUS = 4  # keys too many with which bisection ends
 _STEPS = 200  # never reached: an interval of floats is empty before
 
 
@@ -40,8 +39,7 @@ def candidates_kernel(dtype: str) -> Kernel:
     """
     wide, lanes = target.tile(dtype).queries, target.tile(dtype).lanes
     number = np.dtype(dtype).type
-    lowest, zero, half, one = number(-np.inf), number(0), number(0.5), number(1)
-    least = number(1 / 64)
+    lowest, half = number(-np.inf), number(0.5)
     ops = operations(dtype)
     extremes, counts, passing = ops.extremes, ops.counts, ops.passing
     scores_of = score_operations(dtype)
@@ -49,42 +47,29 @@ def candidates_kernel(dtype: str) -> Kernel:
     visible_keys = scores_of.visible_keys
 
     @inline
-    def search(scratch, panel, count, wanted, low, high, middle, found, passed, done):  # type: ignore[no-untyped-def]
-        """A score in `low` that at least `wanted` of each lane reach, few more if possible.
-
-        Of most scores the logarithm of how many reach them is nearly straight; so it is followed,
-        and every third step halves, whatever they are.
-        """
+    def bisect(scratch, panel, count, wanted, low, high, middle, found, done):  # type: ignore[no-untyped-def]
+        """A score in `low` that at least `wanted` of each lane reach, few more if possible."""
         extremes(scratch, panel, count, low, high, found)
-        aim = math.log(wanted + half * _SURPLUS)
         for j in range(wide):
             done[j] = scratch[found + j] <= wanted + _SURPLUS
-            passed[0, j], passed[1, j] = math.log(max(scratch[found + j], one)), zero
-        for step in range(_STEPS):
+        for _ in range(_STEPS):
             running = False
             for j in range(wide):
                 low_, high_ = scratch[low + j], scratch[high + j]
-                share = (passed[0, j] - aim) / max(passed[0, j] - passed[1, j], least)
-                share = half if step % 3 == 2 else min(max(share, least), one - least)
-                scratch[middle + j] = low_ + share * (high_ - low_)
+                scratch[middle + j] = low_ + half * (high_ - low_)
                 if scratch[middle + j] <= low_ or scratch[middle + j] >= high_:
-                    scratch[middle + j] = low_ + half * (high_ - low_)
-                    if scratch[middle + j] <= low_ or scratch[middle + j] >= high_:
-                        done[j] = True
+                    done[j] = True
                 running = running or not done[j]
             if not running:
                 break
             counts(scratch, panel, count, middle, found)
             for j in range(wide):
                 if not done[j]:
-                    reach = scratch[found + j]
-                    if reach >= wanted:
+                    if scratch[found + j] >= wanted:
                         scratch[low + j] = scratch[middle + j]
-                        passed[0, j] = math.log(reach)
-                        done[j] = reach <= wanted + _SURPLUS
+                        done[j] = scratch[found + j] <= wanted + _SURPLUS
                     else:
                         scratch[high + j] = scratch[middle + j]
-                        passed[1, j] = math.log(max(reach, half))
 
     @inline
     def keep(place, found, kept, j, room, score, key):  # type: ignore[no-untyped-def]
@@ -95,12 +80,12 @@ def candidates_kernel(dtype: str) -> Kernel:
             kept[j, n] = key
             place[j] = n + 1
             return
-        worst = n - 1
+        least = n - 1
         for c in range(n - 2, -1, -1):
-            if found[j, c] < found[j, worst]:
-                worst = c
-        if score > found[j, worst]:
-            for c in range(worst, n - 1):
+            if found[j, c] < found[j, least]:
+                least = c
+        if score > found[j, least]:
+            for c in range(least, n - 1):
                 found[j, c] = found[j, c + 1]
                 kept[j, c] = kept[j, c + 1]
             found[j, n - 1] = score
@@ -128,7 +113,6 @@ def candidates_kernel(dtype: str) -> Kernel:
         place = np.empty(PLACE_SIZE, np.int64)
         meta = np.empty(5, np.int64)
         done = np.empty(wide, np.bool_)
-        passed = np.empty((2, wide), number)
         taken = np.empty(wide, np.int64)
         found = np.empty((wide, wanted), number)
         kept = np.empty((wide, wanted), np.int32)
@@ -151,7 +135,7 @@ def candidates_kernel(dtype: str) -> Kernel:
                 )  # fmt: skip
             count = stop - start
             if count > wanted:
-                search(scratch, panel, count, wanted, low, high, middle, number_found, passed, done)
+                bisect(scratch, panel, count, wanted, low, high, middle, number_found, done)
             else:
                 for j in range(wide):
                     scratch[low + j] = lowest
