@@ -1,4 +1,4 @@
-"""Windows, decoding, half precision, small calls: where another way than the tiles decides."""
+"""Windows, dense masks and biases, decoding, half precision, small calls: other ways than tiles."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from plain_attention import inputs
 
 import polyattn as pa
 
-TITLE = "Windows, decoding, bfloat16, small calls: time of torch ÷ ours"
+TITLE = "Windows, dense masks and biases, decoding, bfloat16, small calls: time of torch ÷ ours"
 
 
 def measure() -> list[dict[str, object]]:
     """One row each."""
-    return [*_window(), *_decoding(), *_half(), *_small()]
+    return [*_window(), *_dense(), *_decoding(), *_half(), *_small()]
 
 
 def _row(what: str, ours: Callable[[], Any], theirs: Any, remark: str = "") -> dict[str, object]:
@@ -42,6 +42,26 @@ def _window() -> list[dict[str, object]]:
     window = pa.create("sliding-window", dim=64, window=256)
     what = f"causal window of 256, {tokens:,} tokens; torch with a dense mask"
     return [_row(what, lambda: window.attend(q, k, v), theirs)]
+
+
+def _dense() -> list[dict[str, object]]:
+    q, k, v = inputs(1, 8, 1024, 64)
+    rng = np.random.default_rng(1)
+    flash = pa.create("flash", dim=512, heads=8)
+    seen = rng.random((1024, 1024)) < 0.9
+    bias = rng.standard_normal((1, 8, 1024, 1024), dtype=np.float32)
+    return [
+        _row(
+            "1 × 8 × 1,024 × 64, dense mask",
+            lambda: flash.attend(q, k, v, mask=seen),
+            alternatives.sdpa(q, k, v, mask=seen),
+        ),
+        _row(
+            "1 × 8 × 1,024 × 64, bias of each head",
+            lambda: flash.attend(q, k, v, bias=bias),
+            alternatives.sdpa(q, k, v, mask=bias),
+        ),
+    ]
 
 
 def _decoding() -> list[dict[str, object]]:

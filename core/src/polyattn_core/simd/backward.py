@@ -55,8 +55,9 @@ def backward_kernel(dtype: str) -> Kernel:
     to whole vectors), `d_bias`
     (units or 1, …) with the strides of the bias, `d_rows` (chunks, statistics, batch, heads,
     queries), `d_columns` like the column statistics, `d_parameters` (units, heads, parameters);
-    and the counter. A unit of work is one key head with one chunk of the keys; units share nothing
-    that they write, unless `d_bias` has one slot for several, when only one thread may run.
+    the first and the last + 1 of the units that are to be done; and the counter. A unit of work is
+    one key head with one chunk of the keys; units share nothing that they write, unless `d_bias`
+    has one slot for several, when the caller has to see that they are not done at once.
     """
     tile = target.tile(dtype)
     wide, lanes = tile.queries, tile.lanes
@@ -72,7 +73,8 @@ def backward_kernel(dtype: str) -> Kernel:
         scores_of.pack_rows,
         scores_of.products,
     )
-    rows_to_lanes = transpose_operations(dtype).rows_to_lanes
+    turn = transpose_operations(dtype)
+    rows_to_lanes, add_to_table = turn.rows_to_lanes, turn.add_to_table
     score_tile, finite, visible_keys = (
         scores_of.score_tile,
         scores_of.finite,
@@ -176,18 +178,17 @@ def backward_kernel(dtype: str) -> Kernel:
     def backward(
         query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
         steps, integers, octets, sink, first, second, d_out, delta, d_query, d_key, d_value,
-        d_bias, d_rows, d_columns, d_parameters, counter,
+        d_bias, d_rows, d_columns, d_parameters, begin_unit, end_unit, counter,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
         p = Problem(
             query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
             steps, integers, octets, sink,
         )  # fmt: skip
-        batches, heads, queries, size = query.shape
+        heads, queries, size = query.shape[1:]
         deep = plan[11]
         key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
         group = heads // key_heads
         chunks = d_query.shape[0]
-        total = batches * key_heads * chunks
         normaliser = plan[0]
         chain = rules.shape[0]
         size_padded, value_padded = d_key.shape[3], d_value.shape[3]
@@ -236,8 +237,8 @@ def backward_kernel(dtype: str) -> Kernel:
         span = (keys + chunks - 1) // chunks
         span = (span + deep - 1) // deep * deep
         while True:
-            task = take_task(counter)
-            if task >= total:
+            task = begin_unit + take_task(counter)
+            if task >= end_unit:
                 break
             b = task // (key_heads * chunks)
             key_head = task // chunks % key_heads
@@ -367,11 +368,15 @@ def backward_kernel(dtype: str) -> Kernel:
                             )  # fmt: skip
                         if d_bias.size > 0:
                             slot = task if d_bias.shape[0] > 1 else 0
-                            for i in range(nk):
-                                for j in range(nq):
-                                    d_bias[slot, p.bias_batch[b], h, q0 + j, plan[1] + k0 + i] += (
-                                        scratch[incoming + i * wide + j]
-                                    )
+                            place_of = slot * d_bias.strides[0] + h * d_bias.strides[2]
+                            place_of += p.bias_batch[b] * d_bias.strides[1]
+                            place_of += q0 * d_bias.strides[3]
+                            place_of += (plan[1] + k0) * d_bias.strides[4]
+                            add_to_table(
+                                scratch, incoming, nq, nk, d_bias, place_of // d_bias.itemsize,
+                                d_bias.strides[3] // d_bias.itemsize,
+                                d_bias.strides[4] // d_bias.itemsize,
+                            )  # fmt: skip
                         through_rules(
                             p, shared, chain - (1 if normaliser == ELEMENTWISE else 0), b, h,
                             key_head, task, q0, k0, nk, scratch, stages, incoming, rowed, d_rowed,
@@ -426,6 +431,6 @@ def backward_kernel(dtype: str) -> Kernel:
         *problem_types(dtype), state_type, state_type,
         types.Array(number_type, 4, "A", readonly=True), state_type,
         zeros(5), zeros(4), zeros(4), zeros(5, "A"), zeros(5), zeros(4), zeros(3),
-        counter_type(),
+        types.int64, types.int64, counter_type(),
     )  # fmt: skip
     return Kernel(backward, signature, f"{dtype} {tile}")

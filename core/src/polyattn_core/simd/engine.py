@@ -261,29 +261,32 @@ def backward(request: Request, state: State, gradient: Array) -> EngineGradients
     d_parameters = np.zeros((units, *given[6].shape), dtype)
     d_bias = np.zeros((0,) * 5, dtype)
     d_bias_base: Array | None = None
+    together = units  # done at once
     if request.relative is not None:
         table = request.relative
-        d_bias_base = np.zeros((_slots(table.nbytes, units), *table.shape), dtype)
+        slots = _slots(table.nbytes, units)
+        d_bias_base = np.zeros((slots, *table.shape), dtype)
         d_bias = by_distance(d_bias_base, int(given[4][2]), int(given[4][3]))[:, None]
+        together = units if slots > 1 else 1
     elif request.bias is not None:
-        d_bias, d_bias_base = _bias_slots(request.bias, units)
-    if d_bias_base is not None and len(d_bias_base) == 1:
-        workers = 1
+        together = _independent(request, units, chunks)
+        d_bias, d_bias_base = _bias_slots(request.bias, units if together < units else 1)
+        together = units if len(d_bias_base) > 1 else together
     arrays: dict[int, Array] = {}
     if request.encoded is not None and request.encoded.arrays:
         most = max(array.nbytes for array in request.encoded.arrays.values())
         arrays = array_gradients(request.encoded, d_parameters, _slots(most, units))
         if _slots(most, units) == 1:
-            workers = 1
-    threads.run(
-        backward_kernel(dtype).compile(),
-        (
-            *given, state.first, state.second, gradient, np.ascontiguousarray(delta, dtype),
-            d_query, d_key, d_value, d_bias, d_rows, d_columns, d_parameters,
-        ),
-        units,
-        workers,
+            together = 1
+    if together == 1:
+        together, workers = units, 1
+    given = (
+        *given, state.first, state.second, gradient, np.ascontiguousarray(delta, dtype), d_query,
+        d_key, d_value, d_bias, d_rows, d_columns, d_parameters,
     )  # fmt: skip
+    for start in range(0, units, together):
+        ends = start, min(start + together, units)
+        threads.run(backward_kernel(dtype).compile(), (*given, *ends), together, workers)
     for slot in arrays:  # where addresses were
         d_parameters[:, :, slot : slot + (2 if dtype == "float32" else 1)] = 0
     total_query = d_query[0] if chunks == 1 else d_query.sum(axis=0)
@@ -321,6 +324,18 @@ def _pulled_back(statistic: Statistic, vectors: Array, gradient: Array) -> Array
     with np.errstate(invalid="ignore"):
         found = statistic.pullback(vectors, gradient)
     return np.where(gradient[..., None] == 0, found.dtype.type(0), found)
+
+
+def _independent(request: Request, units: int, chunks: int) -> int:
+    """How many consecutive units add to parts of the bias that none of the others adds to."""
+    bias, batches = request.bias, request.bias_batch
+    assert bias is not None
+    assert batches is not None
+    own_heads = request.key.shape[1] == 1 or bias.strides[1] != 0
+    if not own_heads or (chunks > 1 and bias.strides[3] == 0):
+        return 1
+    own_batches = bias.strides[0] != 0 and len(np.unique(batches)) == len(batches)
+    return units if own_batches or len(batches) == 1 else units // len(batches)
 
 
 def _slots(size: int, units: int) -> int:

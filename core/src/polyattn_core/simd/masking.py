@@ -23,6 +23,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .jit import callback, inline
+from .transpose import BLOCK, visible_block
 from .vector import I64, pointer
 
 BAND, BELOW, EQUAL, KEYS, QUERIES, MODULO, BLOCKS, DENSE, PREDICATE, AND, OR, NOT = range(12)
@@ -175,8 +176,13 @@ def key_range(steps, integers, batch, first, count, keys, low, high):  # type: i
 def _class_of_bytes(octets, start, row_step, column_step, rows, columns):  # type: ignore[no-untyped-def]
     visible = 0
     for r in range(rows):
-        for c in range(columns):
-            visible += 1 if octets[start + r * row_step + c * column_step] != 0 else 0
+        at = start + r * row_step
+        if column_step == 1:  # said, so that the sum is of vectors
+            for c in range(columns):
+                visible += 1 if octets[at + c] != 0 else 0
+        else:
+            for c in range(columns):
+                visible += 1 if octets[at + c * column_step] != 0 else 0
     if visible == 0:
         return EMPTY
     return FULL if visible == rows * columns else PARTIAL
@@ -323,10 +329,19 @@ def fill(steps, integers, octets, batch, head, first, count, queries, key, width
                     seen = octets[row + (key + k) // steps[i, 2] * steps[i, 7]]
                     out[tile + k * wide + j] = np.uint8(seen != 0)
         elif code == DENSE:
-            for j in range(count):
-                row = start + (first + j) * steps[i, 6] + key * steps[i, 7]
-                for k in range(width):
-                    out[tile + k * wide + j] = np.uint8(octets[row + k * steps[i, 7]] != 0)
+            row_step, key_step = steps[i, 6], steps[i, 7]
+            corner = start + first * row_step + key * key_step
+            rows, whole = count - count % BLOCK, width - width % BLOCK
+            if key_step != 1:
+                rows = 0
+            for j in range(0, rows, BLOCK):
+                for k in range(0, whole, BLOCK):
+                    at = corner + j * row_step + k
+                    visible_block(octets, at, row_step, out, tile + k * wide + j, wide)
+            for k in range(width):
+                for j in range(rows if k < whole else 0, count):
+                    seen = octets[corner + j * row_step + k * key_step]
+                    out[tile + k * wide + j] = np.uint8(seen != 0)
         elif code == PREDICATE:
             _call_predicate(steps[i, 1], batch, head, first, count, key, width, out, tile, wide)
     # At the end, as a `not` would have turned it round.

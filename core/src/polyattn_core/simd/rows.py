@@ -21,7 +21,7 @@ _KEYS = 4  # keys at a time, so that the latencies of multiply-add overlap
 _ACCUMULATORS = 8  # of a sum of values, for the same reason
 
 
-def _sums(builder: Any, vectors: Vectors, totals: list[Any]) -> Any:
+def lane_sums(builder: Any, vectors: Vectors, totals: list[Any]) -> Any:
     """One vector of the sums over the lanes of as many vectors as it has lanes.
 
     In turn for each bit of the lane's number, pairs of vectors are folded into one in which that
@@ -86,7 +86,7 @@ def _key_scores(form: Format, vectors: Vectors) -> Any:
                                 sums[n] = vectors.multiply_add(builder, left, right, sums[n])
                         loop.close(sums)
                     totals += loop.carried
-                return _sums(builder, vectors, totals)
+                return lane_sums(builder, vectors, totals)
 
             with Loop(builder, keys_, [], lanes) as loop:
                 if form.scaled:

@@ -116,7 +116,8 @@ def score_operations(dtype: str) -> SimpleNamespace:
     lowest, zero, one = number(-np.inf), number(0), number(1)
     score_product, value_product = ops.score_product, ops.value_product
     tile_maximum = ops.tile_maximum
-    rows_to_lanes = transpose_operations(dtype).rows_to_lanes
+    turn = transpose_operations(dtype)
+    rows_to_lanes, add_table = turn.rows_to_lanes, turn.add_table
 
     @embed
     def pack_rows(statistics, b, h, first, count, scratch, to):  # type: ignore[no-untyped-def]
@@ -185,16 +186,10 @@ def score_operations(dtype: str) -> SimpleNamespace:
 
     @embed
     def add_bias(bias, b, h, q0, nq, k0, nk, scratch, scores):  # type: ignore[no-untyped-def]
-        by_query = bias.strides[2]
-        for i in range(nk):
-            at = scores + i * wide
-            if by_query == 0:
-                same = bias[b, h, 0, k0 + i]
-                for j in range(wide):
-                    scratch[at + j] += same
-            else:
-                for j in range(nq):
-                    scratch[at + j] += bias[b, h, q0 + j, k0 + i]
+        by_query, by_key = bias.strides[2] // bias.itemsize, bias.strides[3] // bias.itemsize
+        start = (b * bias.strides[0] + h * bias.strides[1]) // bias.itemsize
+        start += q0 * by_query + k0 * by_key
+        add_table(bias, start, by_query, by_key, nq, nk, scratch, scores)
 
     @embed
     def score_tile(

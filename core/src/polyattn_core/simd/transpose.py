@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from . import target
 from .jit import embed
-from .vector import I32, Vectors, index, pointer, raw
+from .vector import I32, Loop, Vectors, index, pointer, raw
 
 _INT = types.intp
 
@@ -37,6 +37,37 @@ def transposed(builder: Any, rows: list[Any]) -> list[Any]:
                 rows[i + half] = builder.shuffle_vector(a, b, masks[1])
         half *= 2
     return rows
+
+
+BLOCK = 16
+"""Rows and columns of a block of bytes."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def visible_block(typing, octets, at, step, out, to, wide):  # type: ignore[no-untyped-def]
+    """out[to + k · wide + j] = is octets[at + j · step + k] not 0, for a square block of bytes."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        octets_, at_, step_, out_, to_, wide_ = args
+        source = builder.gep(pointer(context, builder, signature.args[0], octets_), [at_])
+        target_ = builder.gep(pointer(context, builder, signature.args[3], out_), [to_])
+        kind = ir.VectorType(ir.IntType(8), BLOCK)
+
+        def row(base: Any, step: Any, number: int) -> Any:
+            place = builder.gep(base, [builder.mul(step, index(number))])
+            return builder.bitcast(place, ir.PointerType(kind))
+
+        rows = []
+        for j in range(BLOCK):
+            rows.append(builder.load(row(source, step_, j), typ=kind))
+            rows[j].align = 1
+        zeros = ir.Constant(kind, [0] * BLOCK)
+        for k, column in enumerate(transposed(builder, rows)):
+            seen = builder.zext(builder.icmp_unsigned("!=", column, zeros), kind)
+            builder.store(seen, row(target_, wide_, k)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(octets, _INT, _INT, out, _INT, _INT), emit
 
 
 def _block_in(vectors: Vectors, wide: int) -> Any:
@@ -88,14 +119,67 @@ def _block_out(vectors: Vectors, wide: int) -> Any:
     return block_out
 
 
+def _block_add(vectors: Vectors, wide: int, *, out: bool) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def block_add(typing, array, at, step, scratch, to):  # type: ignore[no-untyped-def]
+        """Add a square block of array rows to lanes, or with `out` of lanes to array rows.
+
+        Rows may be the same memory, or overlap: each is read after the one before is written.
+        """
+
+        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            array_, at_, step_, scratch_, to_ = args
+            a = pointer(context, builder, signature.args[0], array_)
+            s = pointer(context, builder, signature.args[3], scratch_)
+            rows = [builder.add(at_, builder.mul(step_, index(j))) for j in range(vectors.lanes)]
+            lanes = [builder.add(to_, index(d * wide)) for d in range(vectors.lanes)]
+            source, target_ = ((s, lanes), (a, rows)) if out else ((a, rows), (s, lanes))
+            turned = transposed(builder, [vectors.load(builder, source[0], i) for i in source[1]])
+            for vector, place in zip(turned, target_[1], strict=True):
+                total = builder.fadd(vectors.load(builder, target_[0], place), vector)
+                vectors.store(builder, total, target_[0], place)
+            return context.get_dummy_value()
+
+        return types.void(array, _INT, _INT, scratch, _INT), emit
+
+    return block_add
+
+
+def _add_same(vectors: Vectors, wide: int) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add_same(typing, array, at, step, count, scratch, to):  # type: ignore[no-untyped-def]
+        """scratch[to + d · wide + j] += array[at + d · step] for all lanes j and d < count."""
+
+        def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            array_, at_, step_, count_, scratch_, to_ = args
+            a = builder.gep(pointer(context, builder, signature.args[0], array_), [at_])
+            s = builder.gep(pointer(context, builder, signature.args[4], scratch_), [to_])
+            with Loop(builder, count_, []) as loop:
+                number = builder.load(builder.gep(a, [builder.mul(loop.i, step_)]))
+                same, start = vectors.splat(builder, number), builder.mul(loop.i, index(wide))
+                for j in range(0, wide, vectors.lanes):
+                    place = builder.add(start, index(j))
+                    total = builder.fadd(vectors.load(builder, s, place), same)
+                    vectors.store(builder, total, s, place)
+                loop.close([])
+            return context.get_dummy_value()
+
+        return types.void(array, _INT, _INT, _INT, scratch, _INT), emit
+
+    return add_same
+
+
 @functools.cache
 def transpose_operations(dtype: str) -> SimpleNamespace:
-    """`rows_to_lanes` and `lanes_to_rows` of a dtype, for use inside kernels."""
+    """Copies of rows to lanes and back, and sums of them, of a dtype, for use inside kernels."""
     tile = target.tile(dtype)
     wide, lanes = tile.queries, tile.lanes
     vectors = Vectors(dtype, lanes)
     block_in, block_out = _block_in(vectors, wide), _block_out(vectors, wide)
     zero = np.dtype(dtype).type(0)
+    block_add = _block_add(vectors, wide, out=False)
+    block_add_out = _block_add(vectors, wide, out=True)
+    add_same = _add_same(vectors, wide)
 
     @embed
     def rows_to_lanes(array, b, h, first, count, begin, size, factor, scratch, to):  # type: ignore[no-untyped-def]
@@ -131,4 +215,40 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
             for d in range(square_size if j < square_rows else 0, size):
                 numbers[to + j * step + d] = scratch[at + d * wide + j] * scratch[factors + j]
 
-    return SimpleNamespace(rows_to_lanes=rows_to_lanes, lanes_to_rows=lanes_to_rows)
+    @embed
+    def add_table(table, at, by_row, by_number, count, size, scratch, to):  # type: ignore[no-untyped-def]
+        """scratch[to + d · wide + j] += table[at + j · by_row + d · by_number]."""
+        if by_row == 0:
+            add_same(table, at, by_number, size, scratch, to)
+            return
+        rows, whole = count - count % lanes, size - size % lanes
+        if by_number != 1:
+            rows = 0
+        for j in range(0, rows, lanes):
+            for d in range(0, whole, lanes):
+                block_add(table, at + j * by_row + d, by_row, scratch, to + d * wide + j)
+        numbers = raw(table)
+        for d in range(size):
+            for j in range(rows if d < whole else 0, count):
+                scratch[to + d * wide + j] += numbers[at + j * by_row + d * by_number]
+
+    @embed
+    def add_to_table(scratch, to, count, size, table, at, by_row, by_number):  # type: ignore[no-untyped-def]
+        """The same with the sides exchanged; strides of 0 add up."""
+        rows, whole = count - count % lanes, size - size % lanes
+        if by_number != 1:
+            rows = 0
+        for j in range(0, rows, lanes):
+            for d in range(0, whole, lanes):
+                block_add_out(table, at + j * by_row + d, by_row, scratch, to + d * wide + j)
+        numbers = raw(table)
+        for d in range(size):
+            for j in range(rows if d < whole else 0, count):
+                numbers[at + j * by_row + d * by_number] += scratch[to + d * wide + j]
+
+    return SimpleNamespace(
+        rows_to_lanes=rows_to_lanes,
+        lanes_to_rows=lanes_to_rows,
+        add_table=add_table,
+        add_to_table=add_to_table,
+    )

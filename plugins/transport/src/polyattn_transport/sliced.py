@@ -135,16 +135,20 @@ class SlicedWasserstein(Mechanism):
         return _Attended(index, x, y, output, weights, logs)
 
     def _filter(self, call: Call) -> Any:
-        """Scores 2q·k − ‖k‖², as products of (2q, 1) and (k, −‖k‖²)."""
+        """Scores 2q·k − ‖k‖²."""
         from polyattn_core.simd import masking
         from polyattn_core.simd.engine import Request
 
-        query, key = _longer(call.query, 2), _longer(call.key, 1)
-        key[..., -1] = -np.einsum("bhkd,bhkd->bhk", call.key, call.key)
-        request = Request(query, key, call.value, 1.0, threads=self.config.threads)
+        query, key = call.query, call.key
+        request = Request(query, key, call.value, 2.0, threads=self.config.threads)
+        nearness = -np.einsum("bhkd,bhkd->bhk", key, key)
+        by_head = np.repeat(nearness, query.shape[1] // key.shape[1], axis=1)
+        batch, heads, keys = by_head.shape
+        request.bias = np.broadcast_to(by_head[:, :, None], (batch, heads, query.shape[2], keys))
+        request.bias_batch = np.arange(batch)
         if call.mask is not None:
             request.mask = masking.encode(call.mask.program(call.shape))
-        request.mask_queries, request.mask_keys = call.shape.queries, call.shape.keys
+        request.mask_queries, request.mask_keys = call.shape.queries, keys
         return request
 
     def _tokens(self, call: Call, which: str) -> Tokens:
@@ -181,14 +185,6 @@ class _Attended:
     output: Array
     weights: Array
     log_sum_exp: Array
-
-
-def _longer(array: Array, factor: float) -> Array:
-    """A multiple with one coordinate more, 1."""
-    found = np.empty((*array.shape[:-1], array.shape[-1] + 1), array.dtype)
-    np.multiply(array, array.dtype.type(factor), out=found[..., :-1])
-    found[..., -1] = 1
-    return found
 
 
 def _checked_sets(given: Any, lengths: Any, points: Array, call: Call, which: str) -> Tokens:

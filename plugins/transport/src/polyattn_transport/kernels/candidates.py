@@ -1,8 +1,8 @@
 """The cheap stage: for each query, the keys with the highest scores.
 
 Scores of a block of queries against all keys are a panel in scratch memory, O(n) a thread. The
-least score that counts is bisected for all lanes at once, until a few too many pass it; only these
-are looked at one by one.
+least score that counts is bisected for all lanes at once, until a few too many pass it. Which do is
+a row of bits for each query, of which those that are set are visited.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from polyattn_core.simd.scores import (
     score_operations,
     take_task,
 )
+from polyattn_core.simd.vector import hold, raw
 
 from .emission import lowest_bit, operations
 
 _SURPLUS = 4  # keys too many with which bisection ends
 _STEPS = 200  # never reached: an interval of floats is empty before
+_WORD = 64
 
 
 @functools.cache
@@ -39,9 +41,9 @@ def candidates_kernel(dtype: str) -> Kernel:
     """
     wide, lanes = target.tile(dtype).queries, target.tile(dtype).lanes
     number = np.dtype(dtype).type
-    lowest, half = number(-np.inf), number(0.5)
+    least, half = np.finfo(dtype).min, number(0.5)
     ops = operations(dtype)
-    extremes, counts, passing = ops.extremes, ops.counts, ops.passing
+    extremes, counts, passing_block = ops.extremes, ops.counts, ops.passing_block
     scores_of = score_operations(dtype)
     pack_query, score_tile = scores_of.pack_query, scores_of.score_tile
     visible_keys = scores_of.visible_keys
@@ -72,24 +74,52 @@ def candidates_kernel(dtype: str) -> Kernel:
                         scratch[high + j] = scratch[middle + j]
 
     @inline
-    def keep(place, found, kept, j, room, score, key):  # type: ignore[no-untyped-def]
-        """Append to lane j; where there is no room left, the lowest goes, the last of equals."""
-        n = place[j]
-        if n < room:
-            found[j, n] = score
-            kept[j, n] = key
-            place[j] = n + 1
-            return
-        least = n - 1
-        for c in range(n - 2, -1, -1):
-            if found[j, c] < found[j, least]:
+    def passing(scratch, panel, count, bar, words):  # type: ignore[no-untyped-def]
+        """Bit i % 64 of words[i // 64 · wide + j]: number i of lane j is not below its bar."""
+        for i in range(0, count, _WORD):
+            at = i // _WORD * wide
+            for j in range(wide):
+                words[at + j] = 0
+            for r in range(i, min(i + _WORD, count), lanes):
+                for g in range(0, wide, lanes):
+                    block = panel + r * wide + g
+                    passing_block(scratch, block, bar + g, words, at + g, r - i)
+            for j in range(wide if count - i < _WORD else 0):
+                words[at + j] &= (1 << (count - i)) - 1
+
+    @inline
+    def replace(kept, to, room, scratch, lane, found, key):  # type: ignore[no-untyped-def]
+        """Where the key's score is above the least of those kept, the last of equals: exchange."""
+        least = room - 1
+        for c in range(room - 2, -1, -1):
+            if found[c] < found[least]:
                 least = c
-        if score > found[j, least]:
-            for c in range(least, n - 1):
-                found[j, c] = found[j, c + 1]
-                kept[j, c] = kept[j, c + 1]
-            found[j, n - 1] = score
-            kept[j, n - 1] = key
+        score = scratch[lane + key * wide]
+        if score > found[least]:
+            for c in range(least, room - 1):
+                found[c] = found[c + 1]
+                kept[to + c] = kept[to + c + 1]
+            found[room - 1] = score
+            kept[to + room - 1] = key
+
+    @inline
+    def pick(kept, to, room, scratch, lane, words, j, count, found):  # type: ignore[no-untyped-def]
+        """The keys of lane j whose bits are set, in order; of more than `room`, the highest."""
+        n = 0
+        for i in range(0, count, _WORD):
+            bits = words[i // _WORD * wide + j]
+            while bits != 0:
+                key = i + lowest_bit(bits)
+                bits &= bits - 1
+                if n < room:
+                    kept[to + n] = key
+                else:
+                    if n == room:
+                        for c in range(room):
+                            found[c] = scratch[lane + kept[to + c] * wide]
+                    replace(kept, to, room, scratch, lane, found, key)
+                n += 1
+        return min(n, room)
 
     def candidates(
         query, key, value, numbers, plan, rules, parameters, rows, columns, bias, bias_batch,
@@ -102,20 +132,21 @@ def candidates_kernel(dtype: str) -> Kernel:
         batches, heads, queries, size = query.shape
         deep, keys, wanted = plan[11], key.shape[2], index.shape[3]
         blocks = (queries + wide - 1) // wide
-        scratch = np.empty((size + keys + 5) * wide + 64, number)
-        packed = aligned_start(scratch)
+        memory = np.empty((size + keys + lanes + 5) * wide + 64, number)
+        scratch, packed = raw(memory), aligned_start(memory)
         panel = packed + size * wide
-        dummy = panel + keys * wide
+        dummy = panel + (keys + lanes) * wide  # blocks of so many keys may end beyond the last
         low, high, middle = dummy + wide, dummy + 2 * wide, dummy + 3 * wide
         number_found = dummy + 4 * wide
-        seen = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
-        stack = np.empty(2 * steps.shape[0] + 2, np.int64)
-        place = np.empty(PLACE_SIZE, np.int64)
-        meta = np.empty(5, np.int64)
+        octet_memory = np.empty(max(plan[4], 1) * deep * wide, np.uint8)
+        seen = raw(octet_memory)
+        integer_memory = np.empty(2 * steps.shape[0] + PLACE_SIZE + 8, np.int64)
+        place = raw(integer_memory[2 * steps.shape[0] :])
+        stack, meta = raw(integer_memory), raw(integer_memory[2 * steps.shape[0] + PLACE_SIZE :])
         done = np.empty(wide, np.bool_)
-        taken = np.empty(wide, np.int64)
-        found = np.empty((wide, wanted), number)
-        kept = np.empty((wide, wanted), np.int32)
+        word_memory = np.empty((keys + _WORD - 1) // _WORD * wide, np.int64)
+        number_memory = np.empty(wanted, number)
+        words, found, kept = raw(word_memory), raw(number_memory), raw(index)
         while True:
             task = take_task(counter)
             if task >= batches * heads * blocks:
@@ -138,24 +169,16 @@ def candidates_kernel(dtype: str) -> Kernel:
                 bisect(scratch, panel, count, wanted, low, high, middle, number_found, done)
             else:
                 for j in range(wide):
-                    scratch[low + j] = lowest
-            for j in range(wide):
-                taken[j] = 0
-            for i in range(count):
-                for g in range(0, wide, lanes):
-                    bits = passing(scratch, panel + i * wide + g, low + g)
-                    while bits != 0:
-                        j = g + lowest_bit(bits)
-                        bits &= bits - 1
-                        score = scratch[panel + i * wide + j]
-                        if score != lowest and j < nq:
-                            keep(taken, found, kept, j, wanted, score, start + i)
+                    scratch[low + j] = least
+            passing(scratch, panel, count, low, words)
             for j in range(nq):
-                n = taken[j]
+                to = ((b * heads + h) * queries + q0 + j) * wanted
+                n = pick(kept, to, wanted, scratch, panel + j, words, j, count, found)
                 for c in range(n):
-                    index[b, h, q0 + j, c] = kept[j, c]
+                    kept[to + c] += start
                 for c in range(n, wanted):
-                    index[b, h, q0 + j, c] = -1
+                    kept[to + c] = -1
+        hold(memory, index, octet_memory, integer_memory, word_memory, number_memory)
 
     signature = types.void(*problem_types(dtype), types.Array(types.int32, 4, "C"), counter_type())
     return Kernel(candidates, signature, f"{dtype} {target.tile(dtype)}")

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from polyattn_core.simd import target
-from polyattn_core.simd.vector import Loop, Vectors, index, pointer
+from polyattn_core.simd.rows import lane_sums
+from polyattn_core.simd.transpose import transposed
+from polyattn_core.simd.vector import I32, Loop, Vectors, index, pointer
 
 _INT = types.intp
 
@@ -85,22 +87,34 @@ def _counts(vectors: Vectors, wide: int) -> Any:
     return counts
 
 
-def _passing(vectors: Vectors) -> Any:
+def _passing_block(vectors: Vectors, wide: int) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
-    def passing(typing, scratch, at, bar):  # type: ignore[no-untyped-def]
-        """One bit for each lane of a vector that is not below its bar, NaN included."""
+    def passing_block(typing, scratch, at, bar, words, to, shift):  # type: ignore[no-untyped-def]
+        """Add to words[to + j] a bit for each of `lanes` numbers of lane j, from `shift` on.
+
+        It is 1 where the number is not below the lane's bar, NaN included.
+        """
 
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            scratch_, at_, bar_ = args
+            scratch_, at_, bar_, words_, to_, shift_ = args
             s = pointer(context, builder, signature.args[0], scratch_)
-            left, right = (vectors.load(builder, s, place) for place in (at_, bar_))
-            bits = builder.fcmp_unordered(">=", left, right)
-            narrow = builder.bitcast(bits, ir.IntType(vectors.lanes))
-            return builder.zext(narrow, ir.IntType(64))
+            w = pointer(context, builder, signature.args[3], words_)
+            rows = [
+                vectors.load(builder, s, builder.add(at_, index(r * wide)))
+                for r in range(vectors.lanes)
+            ]
+            for j, numbers in enumerate(transposed(builder, rows)):
+                least = builder.load(builder.gep(s, [builder.add(bar_, index(j))]))
+                passes = builder.fcmp_unordered(">=", numbers, vectors.splat(builder, least))
+                bits = builder.bitcast(passes, ir.IntType(vectors.lanes))
+                place = builder.gep(w, [builder.add(to_, index(j))])
+                moved = builder.shl(builder.zext(bits, ir.IntType(64)), shift_)
+                builder.store(builder.or_(builder.load(place), moved), place)
+            return context.get_dummy_value()
 
-        return types.int64(scratch, _INT, _INT), emit
+        return types.void(scratch, _INT, _INT, words, _INT, _INT), emit
 
-    return passing
+    return passing_block
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -113,47 +127,70 @@ def lowest_bit(typing, bits):  # type: ignore[no-untyped-def]
     return types.int64(types.int64), emit
 
 
-def _gap(vectors: Vectors, squared: bool) -> Any:
+_ROWS = 4  # rows whose distances are summed at a time, so that latencies overlap
+
+
+def _gaps(vectors: Vectors, squared: bool) -> Any:
+    lanes = vectors.lanes
+
     @intrinsic  # type: ignore[untyped-decorator]
-    def gap(typing, x, at, y, to, size):  # type: ignore[no-untyped-def]
-        """Σ |x[at + i] − y[to + i]|, or of squares, over `size` numbers."""
+    def gaps(typing, x, at, y, places, count, size, factor, out):  # type: ignore[no-untyped-def]
+        """out[c] = factor · Σ |x[at + i] − y[places[c] + i]|, or of squares, i < `size`.
+
+        Written in whole vectors: up to a vector beyond the last holds anything.
+        """
 
         def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            x_, at_, y_, to_, size_ = args
-            left = builder.gep(pointer(context, builder, signature.args[0], x_), [at_])
-            right = builder.gep(pointer(context, builder, signature.args[2], y_), [to_])
-            whole = builder.sub(size_, builder.srem(size_, index(vectors.lanes)))
-            with Loop(builder, whole, [vectors.constant(0.0)], vectors.lanes) as loop:
-                a, b = (vectors.load(builder, base, loop.i) for base in (left, right))
-                part = builder.fsub(a, b)
-                if squared:
-                    total = vectors.multiply_add(builder, part, part, loop.carried[0])
-                else:
-                    other = builder.fsub(b, a)
-                    size = builder.select(builder.fcmp_ordered(">", part, other), part, other)
-                    total = builder.fadd(loop.carried[0], size)
-                loop.close([total])
-            suffix = f"v{vectors.lanes}f{8 * vectors.itemsize}"
-            function_type = ir.FunctionType(vectors.scalar, [vectors.scalar, vectors.type])
-            reduce = cgutils.get_or_insert_function(
-                builder.module, function_type, f"llvm.vector.reduce.fadd.{suffix}"
-            )
-            zero = ir.Constant(vectors.scalar, 0.0)
-            total = builder.call(reduce, [zero, loop.carried[0]], fastmath=("reassoc",))
-            with Loop(builder, size_, [total], 1, whole) as rest:
-                a, b = (builder.load(builder.gep(base, [rest.i])) for base in (left, right))
-                part = builder.fsub(a, b)
-                if squared:
-                    more = builder.fmul(part, part)
-                else:
-                    other = builder.fsub(b, a)
-                    more = builder.select(builder.fcmp_ordered(">", part, other), part, other)
-                rest.close([builder.fadd(rest.carried[0], more)])
-            return rest.carried[0]
+            x_, at_, y_, places_, count_, size_, factor_, out_ = args
+            own = builder.gep(pointer(context, builder, signature.args[0], x_), [at_])
+            base = pointer(context, builder, signature.args[2], y_)
+            starts = pointer(context, builder, signature.args[3], places_)
+            o = pointer(context, builder, signature.args[7], out_)
+            last = builder.sub(count_, index(1))
+            whole = builder.sub(size_, builder.srem(size_, index(lanes)))
+            zero = vectors.constant(0.0)
 
-        return _number(vectors)(x, _INT, y, _INT, _INT), emit
+            def row(number: Any) -> Any:
+                inside = builder.select(builder.icmp_signed("<", number, last), number, last)
+                return builder.gep(base, [builder.load(builder.gep(starts, [inside]))])
 
-    return gap
+            def more(left: Any, right: Any, total: Any) -> Any:
+                part = builder.fsub(left, right)
+                if squared:
+                    return vectors.multiply_add(builder, part, part, total)
+                other = builder.fsub(right, left)
+                larger = builder.select(builder.fcmp_unordered(">", part, other), part, other)
+                return builder.fadd(total, larger)
+
+            with Loop(builder, count_, [], lanes) as loop:
+                rows = [row(builder.add(loop.i, index(m))) for m in range(lanes)]
+                totals = []
+                for m in range(0, lanes, min(_ROWS, lanes)):
+                    some = rows[m : m + _ROWS]
+                    with Loop(builder, whole, [zero] * len(some), lanes) as along:
+                        left = vectors.load(builder, own, along.i)
+                        along.close(
+                            [
+                                more(left, vectors.load(builder, start, along.i), total)
+                                for start, total in zip(some, along.carried, strict=True)
+                            ]
+                        )
+                    totals += along.carried
+                with Loop(builder, size_, [lane_sums(builder, vectors, totals)], 1, whole) as rest:
+                    left = vectors.splat(builder, builder.load(builder.gep(own, [rest.i])))
+                    right = ir.Constant(vectors.type, ir.Undefined)
+                    for m, start in enumerate(rows):
+                        number = builder.load(builder.gep(start, [rest.i]))
+                        right = builder.insert_element(right, number, ir.Constant(I32, m))
+                    rest.close([more(left, right, rest.carried[0])])
+                scaled = builder.fmul(rest.carried[0], vectors.splat(builder, factor_))
+                vectors.store(builder, scaled, o, loop.i)
+                loop.close([])
+            return context.get_dummy_value()
+
+        return types.void(x, _INT, y, places, _INT, _INT, _number(vectors), out), emit
+
+    return gaps
 
 
 _STRIP = 4  # vectors of an output row that are summed in registers at a time
@@ -222,8 +259,8 @@ def operations(dtype: str) -> SimpleNamespace:
     return SimpleNamespace(
         extremes=_extremes(vectors, tile.queries),
         counts=_counts(vectors, tile.queries),
-        passing=_passing(vectors),
-        squares=_gap(vectors, True),
-        distances=_gap(vectors, False),
+        passing_block=_passing_block(vectors, tile.queries),
+        squares=_gaps(vectors, True),
+        distances=_gaps(vectors, False),
         gathered_sum=_gathered_sum(vectors),
     )

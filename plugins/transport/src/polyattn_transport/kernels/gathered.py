@@ -12,9 +12,11 @@ import functools
 import numpy as np
 from numba.core import types
 
+from polyattn_core.simd import target
 from polyattn_core.simd.jit import Kernel, inline
 from polyattn_core.simd.mathematics import exp
 from polyattn_core.simd.scores import counter_type, take_task
+from polyattn_core.simd.vector import hold, raw
 
 from .emission import operations
 
@@ -25,7 +27,6 @@ _ROWS = 16  # queries of a task
 def _costs(dtype: str):  # type: ignore[no-untyped-def]
     number = np.dtype(dtype).type
     zero, one, two = number(0), number(1), number(2)
-    squares, distances = operations(dtype).squares, operations(dtype).distances
 
     @inline
     def between(x, y, power):  # type: ignore[no-untyped-def]
@@ -45,24 +46,21 @@ def _costs(dtype: str):  # type: ignore[no-untyped-def]
         return sign if power == one else power * sign * abs(gap) ** (power - one)
 
     @inline
-    def cost(x, i, m, y, j, n, line, even, power):  # type: ignore[no-untyped-def]
+    def power_cost(x, at, y, to, size, power):  # type: ignore[no-untyped-def]
+        """Mean of |x − y|ᵖ over sorted numbers of two distributions of equally many."""
+        total = zero
+        for d in range(size):
+            total += abs(x[at + d] - y[to + d]) ** power
+        return total / number(size)
+
+    @inline
+    def uneven_cost(x, i, m, y, j, n, line, power):  # type: ignore[no-untyped-def]
         """Mean over directions of the transport cost of distributions i of x and j of y.
 
         `x` and `y` are flat; a distribution is `line` = (directions, numbers of x, of y) large.
         """
         directions, across, along = line
         total = zero
-        size = directions * across
-        if even:
-            at, to = i * size, j * size
-            if power == two:
-                total = squares(x, at, y, to, size)
-            elif power == one:
-                total = distances(x, at, y, to, size)
-            else:
-                for d in range(size):
-                    total += abs(x[at + d] - y[to + d]) ** power
-            return total / number(size)
         for r in range(directions):
             at, to = (i * directions + r) * across, (j * directions + r) * along
             s, t, reached = 0, 0, 0
@@ -102,7 +100,7 @@ def _costs(dtype: str):  # type: ignore[no-untyped-def]
                 s += 1 if (s + 1) * n == following else 0
                 t += 1 if (t + 1) * m == following else 0
 
-    return cost, pull_back
+    return power_cost, uneven_cost, pull_back
 
 
 @functools.cache
@@ -114,21 +112,29 @@ def gathered_kernel(dtype: str) -> Kernel:
     """
     number = np.dtype(dtype).type
     lowest, zero, one = number(-np.inf), number(0), number(1)
-    cost, _ = _costs(dtype)
-    gathered_sum = operations(dtype).gathered_sum
+    two = number(2)
+    power_cost, uneven_cost, _ = _costs(dtype)
+    ops = operations(dtype)
+    squares, distances, gathered_sum = ops.squares, ops.distances, ops.gathered_sum
+    room = target.tile(dtype).lanes
 
     def gathered(index, x, m, y, n, value, even, numbers, weights, log_sum_exp, out, counter):  # type: ignore[no-untyped-def]
         batches, heads, queries, candidates = index.shape
         key_heads, keys = y.shape[1], y.shape[2]
         group = heads // key_heads
         line = (x.shape[3], x.shape[4], y.shape[4])
-        flat_x, flat_y, flat_value, flat_out = x.ravel(), y.ravel(), value.ravel(), out.ravel()
-        flat_m, flat_n = m.ravel(), n.ravel()
-        row = np.empty(candidates, number)
-        places = np.empty(candidates, np.int64)
+        length = x.shape[3] * x.shape[4]
+        flat_x, flat_y, flat_value, flat_out = raw(x), raw(y), raw(value), raw(out)
+        flat_m, flat_n, flat_weights, flat_index = raw(m), raw(n), raw(weights), raw(index)
+        row_memory, place_memory = (
+            np.empty(candidates + room, number),
+            np.empty(candidates, np.int64),
+        )
+        row, places = raw(row_memory), raw(place_memory)
         blocks = (queries + _ROWS - 1) // _ROWS
         size = value.shape[3]
         sharpness, power = numbers[0], numbers[1]
+        factor = -sharpness / number(length)
         while True:
             task = take_task(counter)
             if task >= batches * heads * blocks:
@@ -138,29 +144,52 @@ def gathered_kernel(dtype: str) -> Kernel:
             k = h // group
             first = task % blocks * _ROWS
             for i in range(first, min(first + _ROWS, queries)):
-                most, count = lowest, 0
                 own = (b * heads + h) * queries + i
-                while count < candidates and index[b, h, i, count] >= 0:
-                    j = (b * key_heads + k) * keys + index[b, h, i, count]
-                    score = -sharpness * cost(
-                        flat_x, own, flat_m[own], flat_y, j, flat_n[j], line, even, power
-                    )
-                    row[count] = score
-                    places[count] = j * size
-                    most = max(most, score)
+                base_row = (b * key_heads + k) * keys
+                count = 0
+                chosen = own * candidates
+                while count < candidates and flat_index[chosen + count] >= 0:
                     count += 1
+                if even and (power == one or power == two):
+                    for c in range(count):
+                        places[c] = (base_row + flat_index[chosen + c]) * length
+                    if power == two:
+                        squares(flat_x, own * length, flat_y, places, count, length, factor, row)
+                    else:
+                        distances(flat_x, own * length, flat_y, places, count, length, factor, row)
+                else:
+                    for c in range(count):
+                        j = base_row + flat_index[chosen + c]
+                        if even:
+                            cost = power_cost(
+                                flat_x, own * length, flat_y, j * length, length, power
+                            )
+                        else:
+                            cost = uneven_cost(
+                                flat_x, own, flat_m[own], flat_y, j, flat_n[j], line, power
+                            )
+                        row[c] = -sharpness * cost
+                for c in range(count):
+                    places[c] = (base_row + flat_index[chosen + c]) * size
+                most = lowest
+                for c in range(count):
+                    most = max(most, row[c])
                 total = zero
                 base = zero if most == lowest else most
                 for c in range(count):
                     row[c] = exp(row[c] - base)
+                for c in range(count):
                     total += row[c]
                 log_sum_exp[b, h, i] = base + np.log(total) if count > 0 else lowest
-                factor = one / total if count > 0 else zero
+                share = one / total if count > 0 else zero
                 for c in range(count):
-                    row[c] *= factor
-                for c in range(candidates):
-                    weights[b, h, i, c] = row[c] if c < count else zero
+                    row[c] *= share
+                for c in range(count):
+                    flat_weights[chosen + c] = row[c]
+                for c in range(count, candidates):
+                    flat_weights[chosen + c] = zero
                 gathered_sum(flat_out, own * size, row, 0, places, count, flat_value, size)
+        hold(x, y, value, out, m, n, weights, index, row_memory, place_memory)
 
     kind = types.float32 if dtype == "float32" else types.float64
     lengths = types.Array(types.int64, 3, "C")
@@ -181,7 +210,7 @@ def gathered_gradient_kernel(dtype: str) -> Kernel:
     """
     number = np.dtype(dtype).type
     zero = number(0)
-    _, pull_back = _costs(dtype)
+    _, _, pull_back = _costs(dtype)
 
     def gradients(
         index, x, m, y, n, value, even, numbers, weights, gradient, d_x, d_y, d_value, counter
