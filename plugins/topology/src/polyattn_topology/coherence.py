@@ -16,6 +16,7 @@ from polyattn_core.arrays import Array, as_array, compute_dtype
 from polyattn_core.errors import ArgumentError, ShapeError
 from polyattn_core.geometry import lengths, scaled
 from polyattn_core.products import one_thread
+from polyattn_core.simd import threads
 
 from .config import CoherenceMetric
 
@@ -104,15 +105,16 @@ class WindowCoherence:
         """Of unit vectors (heads, n, d), the metrics of each head."""
         found: dict[CoherenceMetric, Array] = {}
         asked = set(self.metrics)
-        gram = _gram(units) if self.window is None else None
         if {CoherenceMetric.BOUNDARY_MASS, CoherenceMetric.CUT_PROXY} & asked:
-            ordered, middles = self._ordered(units, gram)
+            order, middles, gram = self._ordered(units)
             if CoherenceMetric.BOUNDARY_MASS in asked:
-                found[CoherenceMetric.BOUNDARY_MASS] = self._boundaries(ordered, middles)
+                found[CoherenceMetric.BOUNDARY_MASS] = self._boundaries(units, order, middles)
             if CoherenceMetric.CUT_PROXY in asked:
                 n = units.shape[1]
                 borders = all_borders(n) if middles is not None else self._borders(n)
-                found[CoherenceMetric.CUT_PROXY] = least_cut(ordered, borders)[0]
+                found[CoherenceMetric.CUT_PROXY] = least_cut(units, order, borders)[0]
+        else:
+            gram = _gram(units) if self.window is None else None
         if {CoherenceMetric.DISAGREEMENT, CoherenceMetric.SIMILARITY_VARIANCE} & asked:
             mean, square = self._moments(units, gram)
             found[CoherenceMetric.DISAGREEMENT] = np.clip(mean, 0, 1)
@@ -123,35 +125,29 @@ class WindowCoherence:
     def _borders(self, n: int) -> Array:
         return np.arange(self.window or n, n, self.window or n)
 
-    def _ordered(self, units: Array, gram: Array | None) -> tuple[Array, Array | None]:
-        """Keys in the order in which they are cut, and the middle of each head; None by windows."""
-        if gram is None:
-            return units, None
-        heads, n, size = units.shape
+    def _ordered(self, units: Array) -> tuple[Array, Array | None, Array | None]:
+        """The order in which keys are cut; and without windows, the middle and `gram` of heads."""
+        heads, n, _ = units.shape
+        if self.window is not None:
+            return np.broadcast_to(np.arange(n), (heads, n)), None, None
         if n < 2:
-            return units, np.zeros(heads, np.int64)
-        along = np.matmul(units, principal_axis(units, gram)[..., None])[..., 0]
-        order = np.argsort(along, axis=1)
+            return np.zeros((heads, n), np.int64), np.zeros(heads, np.int64), _gram(units)
+        axis, gram = principal_axis(units)
+        along = np.matmul(units, axis[..., None])[..., 0]
         middles = (along < along.mean(axis=1, keepdims=True)).sum(axis=1)
-        rows = (order + n * np.arange(heads)[:, None]).reshape(-1)
-        return units.reshape(-1, size)[rows].reshape(units.shape), middles
+        return np.argsort(along, axis=1), middles, gram
 
-    def _boundaries(self, units: Array, middles: Array | None) -> Array:
+    def _boundaries(self, units: Array, order: Array, middles: Array | None) -> Array:
         heads, n, _ = units.shape
         borders = self._borders(n) if middles is None else np.zeros(0, np.int64)
         if n < 2 or (middles is None and not len(borders)):
             return np.ones(heads)
-        if middles is None:
-            sums = np.add.reduceat(units, np.concatenate(([0], borders)), axis=1)
-            sizes = np.broadcast_to(
-                np.diff(borders, prepend=0, append=n), (heads, len(borders) + 1)
-            )
-        else:
-            left = np.arange(n) < middles[:, None]
-            first = np.matmul(left[:, None].astype(units.dtype), units)
-            sums = np.concatenate((first, units.sum(axis=1, keepdims=True) - first), axis=1)
-            sizes = np.stack((middles, n - middles), axis=1)
-        return _boundary(sums.astype(np.float64), sizes)
+        inner = (
+            np.broadcast_to(borders, (heads, len(borders))) if middles is None else middles[:, None]
+        )
+        ends = np.concatenate((inner, np.full((heads, 1), n)), axis=1)
+        sums = np.diff(_prefix_sums(units, order, ends), axis=1, prepend=0)
+        return _boundary(sums, np.diff(ends, axis=1, prepend=0))
 
     def _moments(self, units: Array, gram: Array | None) -> tuple[Array, Array]:
         """Means of the cosine of pairs (of one window) and of its square; 1 without pairs."""
@@ -166,8 +162,9 @@ class WindowCoherence:
 
 
 _MOST_CUTS = 64
-_SQUARINGS = {4: 8, 8: 24}
-"""By the size of a number: in float32 an axis among nearly equal ones is good enough."""
+_POWERS = {4: (5, 7), 8: (24, 0)}
+"""Squarings and products, by the size of a number: in float32 an axis among nearly equal ones is
+good enough."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -180,31 +177,38 @@ def _gram(units: Array) -> Array:
     return np.asarray(np.matmul(units.swapaxes(-1, -2), units).astype(np.float64))
 
 
-def principal_axis(units: Array, gram: Array | None = None) -> Array:
-    """The direction along which unit vectors (…, n, d) vary most, (…, d), with a sign of its own.
+def principal_axis(units: Array) -> tuple[Array, Array]:
+    """The direction along which unit vectors (heads, n, d) vary most, with a sign of its own.
 
-    The covariance matrix is squared until it has rank one, in units of its trace: k squarings are
-    2ᵏ power iterations. O(n d² + d³), and no LAPACK, whose threads would wait for work where
-    attention computes next.
+    Returns it, (heads, d), and the sums of products of coordinates, (heads, d, d), in float64. The
+    covariance matrix is squared until it has rank one, in units of its trace, and a column is
+    multiplied by what is left: k squarings and m products are (m + 1) · 2ᵏ power iterations.
+    O(n d² + d³).
     """
-    mean = units.mean(axis=-2, dtype=np.float64)
-    matrix = (_gram(units) if gram is None else gram) / units.shape[-2]
-    matrix = (matrix - mean[..., :, None] * mean[..., None, :]).astype(units.dtype)
-    for _ in range(_SQUARINGS[units.itemsize]):
-        trace = np.trace(matrix, axis1=-2, axis2=-1)[..., None, None]
-        matrix = matrix / np.where(trace > 0, trace, 1)
-        square = np.matmul(matrix, matrix)
-        if (np.trace(square, axis1=-2, axis2=-1) > 1 - np.finfo(units.dtype).eps).all():
-            break
-        matrix = square
-    column = np.argmax(np.diagonal(matrix, axis1=-2, axis2=-1), axis=-1)[..., None, None]
-    axis = np.take_along_axis(matrix, column, axis=-1)[..., 0]
+    from .kernels import axis_kernel
+
+    heads, _, size = units.shape
+    gram = np.empty((heads, size, size))
+    axis = np.empty((heads, size), units.dtype)
+    given = (np.ascontiguousarray(units), *_POWERS[units.itemsize], gram, axis)
+    threads.run(axis_kernel(units.dtype.name).compile(), given, heads, threads.limit())
     length = np.linalg.norm(axis, axis=-1, keepdims=True)
-    first = np.eye(axis.shape[-1])[0]  # where nothing varies
+    first = np.eye(size)[0]  # where nothing varies
     largest = np.take_along_axis(axis, np.abs(axis).argmax(axis=-1)[..., None], axis=-1)
     signed = np.where(largest > 0, length, -length)
     axis = np.where(length > 0, axis / np.where(length > 0, signed, 1), first)
-    return np.asarray(axis.astype(units.dtype))
+    return np.asarray(axis.astype(units.dtype)), gram
+
+
+def _prefix_sums(units: Array, order: Array, ends: Array) -> Array:
+    """Of unit vectors (heads, n, d): sums of the first `ends` (heads, ends) in an order."""
+    from .kernels import sums_kernel
+
+    heads, _, size = units.shape
+    sums = np.empty((heads, ends.shape[1], size))
+    given = (np.ascontiguousarray(units), order, ends, sums)
+    threads.run(sums_kernel(units.dtype.name).compile(), given, heads, threads.limit())
+    return sums
 
 
 def all_borders(n: int) -> Array:
@@ -214,34 +218,29 @@ def all_borders(n: int) -> Array:
     return np.linspace(1, n - 1, _MOST_CUTS).round().astype(np.int64)
 
 
-def least_cut(units: Array, borders: Array) -> tuple[Array, Array]:
-    """Of keys (…, n, d): the least normalised cut of a prefix, and where that is, (…,).
+def least_cut(units: Array, order: Array, borders: Array) -> tuple[Array, Array]:
+    """Of keys (heads, n, d): the least normalised cut of the first in an order, and where it is.
 
     The cut is over that of evenly similar keys.
     """
-    n, lead = units.shape[-2], units.shape[:-2]
+    heads, n, _ = units.shape
     if n < 2 or not len(borders):
-        return np.ones(lead), np.zeros(lead, np.int64)
-    ends = np.append(borders, n)
-    if len(ends) <= _MOST_CUTS + 1:  # as a product of matrices, several times as fast
-        before = (np.arange(n) < ends[:, None]).astype(units.dtype)
-        sums = np.matmul(before, units).astype(np.float64)
-    else:
-        parts = np.add.reduceat(units, np.append(0, borders), axis=-2).astype(np.float64)
-        sums = np.cumsum(parts, axis=-2)
-    whole, left, sizes = sums[..., -1, :, None], sums[..., :-1, :], borders.astype(np.float64)
+        return np.ones(heads), np.zeros(heads, np.int64)
+    ends = np.broadcast_to(np.append(borders, n), (heads, len(borders) + 1))
+    sums = _prefix_sums(units, order, ends)
+    whole, left, sizes = sums[:, -1, :, None], sums[:, :-1], borders.astype(np.float64)
     to_whole = np.matmul(left, whole)[..., 0]
-    cut = (sizes * (n - sizes) + to_whole - np.einsum("...pd,...pd->...p", left, left)) / 2
+    cut = (sizes * (n - sizes) + to_whole - np.einsum("hpd,hpd->hp", left, left)) / 2
     # Volumes: each key's weights with all others, without itself.
     left_volume = (n * sizes + to_whole) / 2 - sizes
-    volume = (n * n + np.einsum("...d,...d->...", whole[..., 0], whole[..., 0])) / 2 - n
+    volume = (n * n + np.einsum("hd,hd->h", whole[..., 0], whole[..., 0])) / 2 - n
     with np.errstate(divide="ignore", invalid="ignore"):
-        normalised = cut / left_volume + cut / (volume[..., None] - left_volume)
+        normalised = cut / left_volume + cut / (volume[:, None] - left_volume)
     # Sides without weights inside or out count as cut off.
     normalised = np.where(np.isfinite(normalised), np.maximum(normalised, 0), 0)
     even = n / (n - 1)  # (n − s)/(n − 1) + s/(n − 1), whatever the sizes
     best = np.argmin(normalised, axis=-1)
-    least = np.take_along_axis(normalised, best[..., None], axis=-1)[..., 0]
+    least = np.take_along_axis(normalised, best[:, None], axis=-1)[:, 0]
     return np.minimum(least / even, 1.0), borders[best]
 
 

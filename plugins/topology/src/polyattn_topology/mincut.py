@@ -56,14 +56,14 @@ class MincutGated(StreamingMechanism):
         values = np.ones((batch, key_heads))
         for index in np.ndindex(batch, key_heads):
             # In float64: where two cuts are nearly equal, rounding would choose.
-            units = _stacks(key[index][None].astype(np.float64))[0][0]
-            if len(units) < 2:
+            units = _stacks(key[index][None].astype(np.float64))[0]
+            if units.shape[1] < 2:
                 continue
-            axis = principal_axis(units)
-            along = units @ axis
+            axis = principal_axis(units)[0][0]
+            along = units[0] @ axis
             order = np.argsort(along)
             along = along[order]
-            values[index], at = least_cut(units[order], all_borders(len(units)))
+            [values[index]], [at] = least_cut(units, order[None], all_borders(len(along)))
             if values[index] >= self.config.threshold:
                 continue
             border = (along[at - 1] + along[at]) / 2
