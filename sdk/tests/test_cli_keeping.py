@@ -11,6 +11,8 @@ import pytest
 import polyattn as pa
 import polyattn_registry
 from polyattn import _health, _warmup
+from polyattn_core.mechanism import Mechanism
+from polyattn_core.streaming import StreamingMechanism
 from polyattn_registry import PluginStatus
 
 Cli = Callable[..., Any]
@@ -164,6 +166,43 @@ def test_warmup_compiles_what_a_mechanism_needs(cli: Cli, registered: Callable[.
     assert "float32" in result.out
     assert "1 mechanism ready: " in result.out
     assert cli("warmup", "doubled").out == "1 mechanism ready: nothing had to be compiled\n"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "storages"),
+    [
+        ("float32", {"float32", "float16", "bfloat16", "int8", "int4"}),
+        ("float64", {"float64"}),
+    ],
+)
+def test_warmup_decodes_from_caches_in_every_format(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, storages: set[str]
+) -> None:
+    decoded = []
+    attend_cached = Mechanism.attend_cached
+
+    def spy(self: Any, query: Any, cache: Any) -> Any:
+        decoded.append(cache.storage)
+        return attend_cached(self, query, cache)
+
+    monkeypatch.setattr(Mechanism, "attend_cached", spy)
+    _warmup.exercise(polyattn_registry.spec("flash"), (dtype,))
+    assert set(decoded) == storages
+
+
+def test_warmup_attends_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ml_dtypes")
+    seen = []
+    forward = StreamingMechanism._forward_narrow
+
+    def spy(self: Any, call: Any) -> Any:
+        seen.append(call.query.shape[2])
+        return forward(self, call)
+
+    monkeypatch.setattr(StreamingMechanism, "_forward_narrow", spy)
+    _warmup.exercise(polyattn_registry.spec("flash"), ("float32",))
+    assert seen
+    assert min(seen) >= 16
 
 
 @pytest.mark.slow

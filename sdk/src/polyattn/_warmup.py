@@ -8,18 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import polyattn_registry as registry
-from polyattn_core.arrays import split_heads
+from polyattn_core.arrays import named_dtype, split_heads
+from polyattn_core.caches import KVCache
+from polyattn_core.caches.rows import STORAGES
 from polyattn_core.errors import ConfigError
 from polyattn_core.masks import Causal
 from polyattn_core.simd import jit
 from polyattn_core.spec import ConformanceCase, MechanismSpec, resolve
 
 _QUERIES, _KEYS, _HEADS, _DIM = 3, 5, 2, 16
+_MANY = 32  # tokens
 _AXES: tuple[tuple[str, Any], ...] = (("softcap", 1.0), ("position", "alibi"))
 """Options that bring score rules with them, which are compiled too."""
 
@@ -136,3 +140,24 @@ def _run(mechanism: Any, side: Mapping[str, Any], dtype: np.dtype[Any]) -> None:
         mechanism.observe(*heads, *able.statistics, **side)
     if able.partial:
         mechanism.attend_partial(*heads, **side)
+        if not side:
+            _decode(mechanism, dtype)
+    if dtype == np.float32 and "bfloat16" in able.dtypes and find_spec("ml_dtypes"):
+        # The least tokens for which the kernel for bfloat16 is chosen; it has no other parts.
+        query, key, value = (np.resize(x, (1, _MANY, x.shape[-1])) for x in (query, key, value))
+        low = named_dtype("bfloat16")
+        if not mechanism.spec.capabilities.side_inputs:
+            mechanism(query.astype(low), key.astype(low), value.astype(low))
+
+
+def _decode(mechanism: Any, dtype: np.dtype[Any]) -> None:
+    """Attend to caches in each format that is computed with in this data type."""
+    rng = np.random.default_rng(0)
+    size = mechanism.config.head_dim
+    query = rng.standard_normal((1, mechanism.config.heads, 1, size)).astype(dtype)
+    key, value = rng.standard_normal((2, 1, mechanism.config.key_heads, 1, size)).astype(dtype)
+    for storage in STORAGES:
+        if (storage == "float64") == (dtype == np.float64):
+            cache = KVCache.of(mechanism, storage=storage)
+            cache.append(key, value)
+            mechanism.attend_cached(query, cache)

@@ -16,7 +16,6 @@ from polyattn_core.arrays import Array, as_array, compute_dtype
 from polyattn_core.errors import ArgumentError, ShapeError
 from polyattn_core.geometry import lengths, scaled
 from polyattn_core.products import one_thread
-from polyattn_core.simd import threads
 
 from .config import CoherenceMetric
 
@@ -185,6 +184,8 @@ def principal_axis(units: Array) -> tuple[Array, Array]:
     multiplied by what is left: k squarings and m products are (m + 1) · 2ᵏ power iterations.
     O(n d² + d³).
     """
+    from polyattn_core.simd import threads
+
     from .kernels import axis_kernel
 
     heads, _, size = units.shape
@@ -202,6 +203,8 @@ def principal_axis(units: Array) -> tuple[Array, Array]:
 
 def _prefix_sums(units: Array, order: Array, ends: Array) -> Array:
     """Of unit vectors (heads, n, d): sums of the first `ends` (heads, ends) in an order."""
+    from polyattn_core.simd import threads
+
     from .kernels import sums_kernel
 
     heads, _, size = units.shape

@@ -52,9 +52,9 @@ def warmup(
 ) -> None:
     """Compile kernels ahead of their use.
 
-    Runs each mechanism on a few tiny arrays: forward, and gradients, statistics and partial
-    results where it has them. What was compiled before comes from the cache. The two data types
-    are compiled side by side, in two processes.
+    Runs each mechanism on a few tiny arrays: forward, and gradients, statistics, partial results,
+    decoding from caches and bfloat16 where it has them. What was compiled before comes from the
+    cache. The two data types are compiled side by side, in two processes.
     """
     for given in dtype or ():
         if given not in _COMPUTED:
