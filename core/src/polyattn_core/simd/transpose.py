@@ -12,7 +12,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import target
-from .jit import embed
+from .jit import embed, inline
 from .vector import I32, Loop, Vectors, index, pointer, raw
 
 _INT = types.intp
@@ -215,7 +215,7 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
             for d in range(square_size if j < square_rows else 0, size):
                 numbers[to + j * step + d] = scratch[at + d * wide + j] * scratch[factors + j]
 
-    @embed
+    @inline
     def add_table(table, at, by_row, by_number, count, size, scratch, to):  # type: ignore[no-untyped-def]
         """scratch[to + d · wide + j] += table[at + j · by_row + d · by_number]."""
         if by_row == 0:
@@ -232,7 +232,7 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
             for j in range(rows if d < whole else 0, count):
                 scratch[to + d * wide + j] += numbers[at + j * by_row + d * by_number]
 
-    @embed
+    @inline
     def add_to_table(scratch, to, count, size, table, at, by_row, by_number):  # type: ignore[no-untyped-def]
         """The same with the sides exchanged; strides of 0 add up."""
         rows, whole = count - count % lanes, size - size % lanes
