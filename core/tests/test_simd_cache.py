@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +193,36 @@ def test_a_folder_that_cannot_be_made(
     assert str(file) in cache.KernelCache.problem
 
 
-@pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() == 0, reason="needs a user that may not write everywhere"
-)
-def test_a_folder_that_may_not_be_written(folder: Path, compile_one: Any) -> None:
-    folder.mkdir()
-    folder.chmod(0o500)
+_NOBODY = 65534
+
+
+@contextlib.contextmanager
+def not_root(folder: Path) -> Iterator[None]:
+    """As a user that may not write everywhere, and to whom the folder belongs."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.chown(folder, _NOBODY, -1)
+    os.seteuid(_NOBODY)
     try:
-        assert compile_one() is False
-        assert "cannot write" in cache.KernelCache.problem
+        yield
     finally:
-        folder.chmod(0o700)
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_folder_that_may_not_be_written(
+    compile_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # that of pytest may not be entered by others
+        monkeypatch.setenv("POLYATTN_CACHE_DIR", name)
+        monkeypatch.setattr(cache.KernelCache, "problem", "")
+        with not_root(Path(name)):
+            Path(name).chmod(0o500)
+            assert compile_one() is False
+            Path(name).chmod(0o700)
+        assert "cannot write" in cache.KernelCache.problem
+        assert name in cache.KernelCache.problem
 
 
 def test_a_user_without_a_home(compile_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:

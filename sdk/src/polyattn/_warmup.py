@@ -23,7 +23,8 @@ from polyattn_core.simd import jit
 from polyattn_core.spec import ConformanceCase, MechanismSpec, resolve
 
 _QUERIES, _KEYS, _HEADS, _DIM = 3, 5, 2, 16
-_MANY = 32  # tokens
+_MANY = 32
+"""Tokens for which the kernel for bfloat16 is chosen."""
 _AXES: tuple[tuple[str, Any], ...] = (("softcap", 1.0), ("position", "alibi"))
 """Options that bring score rules with them, which are compiled too."""
 
@@ -142,12 +143,10 @@ def _run(mechanism: Any, side: Mapping[str, Any], dtype: np.dtype[Any]) -> None:
         mechanism.attend_partial(*heads, **side)
         if not side:
             _decode(mechanism, dtype)
-    if dtype == np.float32 and "bfloat16" in able.dtypes and find_spec("ml_dtypes"):
-        # The least tokens for which the kernel for bfloat16 is chosen; it has no other parts.
-        query, key, value = (np.resize(x, (1, _MANY, x.shape[-1])) for x in (query, key, value))
+    if not side and dtype == np.float32 and "bfloat16" in able.dtypes and find_spec("ml_dtypes"):
         low = named_dtype("bfloat16")
-        if not mechanism.spec.capabilities.side_inputs:
-            mechanism(query.astype(low), key.astype(low), value.astype(low))
+        many = (np.resize(x, (1, _MANY, x.shape[-1])).astype(low) for x in (query, key, value))
+        mechanism(*many)
 
 
 def _decode(mechanism: Any, dtype: np.dtype[Any]) -> None:

@@ -373,9 +373,9 @@ def backward_kernel(dtype: str) -> Kernel:
                             place_of += q0 * d_bias.strides[3]
                             place_of += (plan[1] + k0) * d_bias.strides[4]
                             add_to_table(
-                                scratch, incoming, nq, nk, d_bias, place_of // d_bias.itemsize,
+                                d_bias, place_of // d_bias.itemsize,
                                 d_bias.strides[3] // d_bias.itemsize,
-                                d_bias.strides[4] // d_bias.itemsize,
+                                d_bias.strides[4] // d_bias.itemsize, nq, nk, scratch, incoming,
                             )  # fmt: skip
                         through_rules(
                             p, shared, chain - (1 if normaliser == ELEMENTWISE else 0), b, h,

@@ -331,11 +331,13 @@ def _independent(request: Request, units: int, chunks: int) -> int:
     bias, batches = request.bias, request.bias_batch
     assert bias is not None
     assert batches is not None
-    own_heads = request.key.shape[1] == 1 or bias.strides[1] != 0
-    if not own_heads or (chunks > 1 and bias.strides[3] == 0):
+    key_heads = request.key.shape[1]
+    if chunks > 1 and bias.strides[3] == 0:
         return 1
-    own_batches = bias.strides[0] != 0 and len(np.unique(batches)) == len(batches)
-    return units if own_batches or len(batches) == 1 else units // len(batches)
+    if key_heads > 1 and bias.strides[1] == 0:
+        return chunks
+    own_batches = len(np.unique(batches)) == len(batches)
+    return units if own_batches else key_heads * chunks
 
 
 def _slots(size: int, units: int) -> int:

@@ -169,6 +169,37 @@ def _add_same(vectors: Vectors, wide: int) -> Any:
     return add_same
 
 
+def _table_sum(vectors: Vectors, wide: int, *, out: bool) -> Any:
+    lanes = vectors.lanes
+    block_add, add_same = _block_add(vectors, wide, out=out), _add_same(vectors, wide)
+
+    @inline
+    def add(table, at, by_row, by_number, count, size, scratch, to):  # type: ignore[no-untyped-def]
+        """scratch[to + d · wide + j] += table[at + j · by_row + d · by_number].
+
+        With `out` it is the table that is added to, where strides of 0 add up.
+        """
+        if by_row == 0 and not out:
+            add_same(table, at, by_number, size, scratch, to)
+            return
+        rows, whole = count - count % lanes, size - size % lanes
+        if by_number != 1:
+            rows = 0
+        for j in range(0, rows, lanes):
+            for d in range(0, whole, lanes):
+                block_add(table, at + j * by_row + d, by_row, scratch, to + d * wide + j)
+        numbers = raw(table)
+        for d in range(size):
+            for j in range(rows if d < whole else 0, count):
+                place, lane = at + j * by_row + d * by_number, to + d * wide + j
+                if out:
+                    numbers[place] += scratch[lane]
+                else:
+                    scratch[lane] += numbers[place]
+
+    return add
+
+
 @functools.cache
 def transpose_operations(dtype: str) -> SimpleNamespace:
     """Copies of rows to lanes and back, and sums of them, of a dtype, for use inside kernels."""
@@ -177,9 +208,6 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
     vectors = Vectors(dtype, lanes)
     block_in, block_out = _block_in(vectors, wide), _block_out(vectors, wide)
     zero = np.dtype(dtype).type(0)
-    block_add = _block_add(vectors, wide, out=False)
-    block_add_out = _block_add(vectors, wide, out=True)
-    add_same = _add_same(vectors, wide)
 
     @embed
     def rows_to_lanes(array, b, h, first, count, begin, size, factor, scratch, to):  # type: ignore[no-untyped-def]
@@ -215,40 +243,9 @@ def transpose_operations(dtype: str) -> SimpleNamespace:
             for d in range(square_size if j < square_rows else 0, size):
                 numbers[to + j * step + d] = scratch[at + d * wide + j] * scratch[factors + j]
 
-    @inline
-    def add_table(table, at, by_row, by_number, count, size, scratch, to):  # type: ignore[no-untyped-def]
-        """scratch[to + d · wide + j] += table[at + j · by_row + d · by_number]."""
-        if by_row == 0:
-            add_same(table, at, by_number, size, scratch, to)
-            return
-        rows, whole = count - count % lanes, size - size % lanes
-        if by_number != 1:
-            rows = 0
-        for j in range(0, rows, lanes):
-            for d in range(0, whole, lanes):
-                block_add(table, at + j * by_row + d, by_row, scratch, to + d * wide + j)
-        numbers = raw(table)
-        for d in range(size):
-            for j in range(rows if d < whole else 0, count):
-                scratch[to + d * wide + j] += numbers[at + j * by_row + d * by_number]
-
-    @inline
-    def add_to_table(scratch, to, count, size, table, at, by_row, by_number):  # type: ignore[no-untyped-def]
-        """The same with the sides exchanged; strides of 0 add up."""
-        rows, whole = count - count % lanes, size - size % lanes
-        if by_number != 1:
-            rows = 0
-        for j in range(0, rows, lanes):
-            for d in range(0, whole, lanes):
-                block_add_out(table, at + j * by_row + d, by_row, scratch, to + d * wide + j)
-        numbers = raw(table)
-        for d in range(size):
-            for j in range(rows if d < whole else 0, count):
-                numbers[at + j * by_row + d * by_number] += scratch[to + d * wide + j]
-
     return SimpleNamespace(
         rows_to_lanes=rows_to_lanes,
         lanes_to_rows=lanes_to_rows,
-        add_table=add_table,
-        add_to_table=add_to_table,
+        add_table=_table_sum(vectors, wide, out=False),
+        add_to_table=_table_sum(vectors, wide, out=True),
     )

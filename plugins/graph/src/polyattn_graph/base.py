@@ -43,6 +43,7 @@ class ScoreGradients:
 
 
 ScorePullback = Callable[[Array], ScoreGradients]
+EdgePullback = Callable[[Array], tuple[dict[str, Array], Array]]
 
 
 class EdgeMechanism(Mechanism):
@@ -64,13 +65,16 @@ class EdgeMechanism(Mechanism):
     def _scores(self, nodes: Nodes) -> tuple[Array, ScorePullback]:
         """Scores (edges, heads), and their pullback."""
 
-    def _edge_values(self, nodes: Nodes) -> Array | None:
-        """What edges add to the values, (edges, heads, size)."""
+    def _edge_values(self, nodes: Nodes) -> tuple[Array, EdgePullback] | None:
+        """What edges add to the values, (edges, heads, size), and its pullback; None adds nothing.
+
+        The pullback gives gradients by learned arrays and by the features.
+        """
         return None
 
-    def _pull_edge_values(self, nodes: Nodes, gradient: Array) -> tuple[dict[str, Array], Array]:
-        """Gradients by learned arrays and by the features."""
-        raise NotImplementedError
+    def _added(self, nodes: Nodes) -> Array | None:
+        found = self._edge_values(nodes)
+        return None if found is None else found[0]
 
     # ---- the graph ----------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ class EdgeMechanism(Mechanism):
         weights, _, kept = self._weights(call, scores, nodes)
         if kept is not None:
             weights = weights * kept
-        out = nodes.topology.edges.sum(weights, nodes.value, self._edge_values(nodes))
+        out = nodes.topology.edges.sum(weights, nodes.value, self._added(nodes))
         return _unflat(out, call.shape.batch)
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
@@ -139,7 +143,8 @@ class EdgeMechanism(Mechanism):
         scores, pull_scores = self._scores(nodes)
         weights, _, kept = self._weights(call, scores, nodes)
         thinned = weights if kept is None else weights * kept
-        extra = self._edge_values(nodes)
+        edge_values = self._edge_values(nodes)
+        extra = None if edge_values is None else edge_values[0]
         out = edges.sum(thinned, nodes.value, extra)
         group = call.query.shape[1] // call.key.shape[1]
 
@@ -150,9 +155,8 @@ class EdgeMechanism(Mechanism):
                 d_weights *= kept
             found = pull_scores(edges.softmax_backward(weights, d_weights))
             d_features = found.features
-            if extra is not None:
-                d_extra = thinned[..., None] * incoming[edges.rows]
-                parameters, more = self._pull_edge_values(nodes, d_extra)
+            if edge_values is not None:
+                parameters, more = edge_values[1](thinned[..., None] * incoming[edges.rows])
                 for name, array in parameters.items():
                     found.parameters[name] = found.parameters.get(name, 0) + array
                 d_features = more if d_features is None else d_features + more
@@ -177,7 +181,7 @@ class EdgeMechanism(Mechanism):
         nodes = self._nodes(call)
         edges = nodes.topology.edges
         weights, log_sum, _ = self._weights(call, self._scores(nodes)[0], nodes)
-        out = edges.sum(weights, nodes.value, self._edge_values(nodes))
+        out = edges.sum(weights, nodes.value, self._added(nodes))
         shape = call.shape
         found: dict[str, Array] = {}
         if "log_sum_exp" in wanted:

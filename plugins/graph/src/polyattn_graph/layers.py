@@ -9,7 +9,7 @@ import numpy as np
 
 from polyattn_core.arrays import Array
 
-from .base import EdgeMechanism, Nodes, ScoreGradients, ScorePullback
+from .base import EdgeMechanism, EdgePullback, Nodes, ScoreGradients, ScorePullback
 
 
 def _glorot(rng: np.random.Generator, *shape: int) -> Array:
@@ -205,20 +205,23 @@ class GraphTransformer(EdgeMechanism):
             return {}
         return {"edge": _glorot(rng, config.heads, config.head_dim, config.edge_dim)}
 
-    def _edge_values(self, nodes: Nodes) -> Array | None:
+    def _edge_values(self, nodes: Nodes) -> tuple[Array, EdgePullback] | None:
         edge = _embedded(self, nodes)
-        if edge is not None and edge.shape[-1] != nodes.value.shape[-1]:
+        if edge is None:
+            return None
+        if edge.shape[-1] != nodes.value.shape[-1]:
             from polyattn_core.errors import ShapeError
 
             raise ShapeError(
                 "value", f"head size {nodes.value.shape[-1]}",
                 f"{edge.shape[-1]} like key, as edge features are added to both",
             )  # fmt: skip
-        return edge
 
-    def _pull_edge_values(self, nodes: Nodes, gradient: Array) -> tuple[dict[str, Array], Array]:
-        d_edge, d_features = _pull_embedded(self, nodes, gradient)
-        return {"edge": d_edge}, d_features
+        def pull(gradient: Array) -> tuple[dict[str, Array], Array]:
+            d_edge, d_features = _pull_embedded(self, nodes, gradient)
+            return {"edge": d_edge}, d_features
+
+        return edge, pull
 
     def _scores(self, nodes: Nodes) -> tuple[Array, ScorePullback]:
         edges = nodes.topology.edges

@@ -166,6 +166,9 @@ _POWERS = {4: (5, 7), 8: (24, 0)}
 good enough."""
 
 
+_FEW = 1 << 18  # numbers whose sums are not worth another thread
+
+
 @functools.lru_cache(maxsize=8)
 def _places(n: int, sample: int) -> Array:
     """Which of n keys are looked at."""
@@ -210,7 +213,8 @@ def _prefix_sums(units: Array, order: Array, ends: Array) -> Array:
     heads, _, size = units.shape
     sums = np.empty((heads, ends.shape[1], size))
     given = (np.ascontiguousarray(units), order, ends, sums)
-    threads.run(sums_kernel(units.dtype.name).compile(), given, heads, threads.limit())
+    workers = 1 if units.size < _FEW else threads.limit()
+    threads.run(sums_kernel(units.dtype.name).compile(), given, heads, workers)
     return sums
 
 
