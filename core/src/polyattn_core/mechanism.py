@@ -16,43 +16,38 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from . import diagnostics, kernel_events, resolver
+from . import diagnostics, kernel_events
 from .arrays import (
     Array,
     as_array,
     canonical,
-    check_qkv,
-    compute_dtype,
-    dtype_name,
-    lead_shape,
     merge_heads,
     split_heads,
     unbroadcast,
 )
+from .call import Call, Gradients, Observation, Pullback
 from .config import AttentionConfig
 from .errors import (
     ArgumentError,
-    CapabilityError,
     ConfigError,
-    MaskError,
-    MissingInputError,
     ShapeError,
 )
-from .masks import Causal, Dense, Mask, MaskShape
-from .masks.program import FAR
-from .parameters import Parameters, as_seed
+from .inputs import Inputs
+from .parameters import Parameters
 from .partial import PartialState
 from .spec import STATISTICS, MechanismSpec
 
 if TYPE_CHECKING:
     from .cached import CachedCall
     from .caches import Cache
+
+
+__all__ = ["Attention", "Call", "Gradients", "Mechanism", "Observation", "Pullback"]
 
 
 @runtime_checkable
@@ -65,71 +60,10 @@ class Attention(Protocol):
     def attend(self, query: Any, key: Any, value: Any, **options: Any) -> Array: ...
 
 
-@dataclass(slots=True)
-class Call:
-    """One call in canonical form: arrays (batch, heads, tokens, size) in the compute dtype."""
-
-    query: Array
-    key: Array
-    value: Array
-    shape: MaskShape
-    mask: Mask | None = None
-    bias: Array | None = None
-    """As passed, in the compute dtype: (…, heads, queries, keys), not broadcast."""
-    seed: int | None = None
-    """Seed of dropout, where it acts."""
-    side: Mapping[str, Any] = field(default_factory=dict)
-    key_start: int = 0
-    """Position of the first key passed, where only some of `shape.keys` are."""
-    query_rotation: Array | None = None
-    """Positions (…, queries) to rotate queries to, where keys come rotated from a cache."""
-    top: int = 8
-    """For the statistic `top_weights`: how many a row."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype that is computed in."""
-        return self.query.dtype
-
-    def widened(self) -> Call:
-        """The same call in float32."""
-        query, key, value = (x.astype(np.float32) for x in (self.query, self.key, self.value))
-        return replace(self, query=query, key=key, value=value)
-
-
-@dataclass(slots=True)
-class Gradients:
-    """What a pullback returns; each array has the shape and dtype of its input."""
-
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None = None
-    parameters: dict[str, Array] = field(default_factory=dict)
-    side: dict[str, Array] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Observation:
-    """An output with the statistics that were asked for; the others are None."""
-
-    output: Array
-    weights: Array | None = None
-    log_sum_exp: Array | None = None
-    entropy: Array | None = None
-    column_mass: Array | None = None
-    top_weights: Array | None = None
-    """(…, heads, queries, top): the largest weights of each row, the largest first."""
-    top_keys: Array | None = None
-    """Of which keys they are: whole numbers, −1 (and weight 0) behind the last above 0."""
-
-
-Pullback = Callable[[Array], Gradients]
-
 kernel_events.connect()
 
 
-class Mechanism(ABC):
+class Mechanism(Inputs, ABC):
     """Base class of attention mechanisms.
 
     Parameters
@@ -141,15 +75,7 @@ class Mechanism(ABC):
     """
 
     def __init__(self, config: AttentionConfig, *, spec: MechanismSpec) -> None:
-        self.config = config
-        self.spec = spec
-        self.capabilities = spec.capabilities
-        self._side_names = frozenset(s.name for s in spec.capabilities.side_inputs)
-        self._masks = frozenset(spec.capabilities.masks)
-        if config.key_heads != config.heads and not spec.capabilities.grouped:
-            raise self._lacks("fewer key heads than query heads", "grouped")
-        self._key_heads = config.key_heads
-        """Heads of the keys and values that are passed in."""
+        super().__init__(config, spec)
         if getattr(config, "reproducible", False) and not self._by_row():
             raise ConfigError(
                 "reproducible", True, f"False: {spec.name} does not compute row by row"
@@ -469,11 +395,6 @@ class Mechanism(ABC):
             self._parameters = Parameters(self._initial_parameters(np.random.default_rng(0)))
         return self._parameters
 
-    @property
-    def name(self) -> str:
-        """`family/name` of the mechanism."""
-        return self.spec.full_name
-
     def initialise(self, rng: Any) -> None:
         """Set all parameters to fresh values from a seed or generator."""
         if rng is None:  # which NumPy takes for a seed of its own choice
@@ -488,158 +409,6 @@ class Mechanism(ABC):
         return f"{self.name}({options})"
 
     # ---- house-keeping ----------------------------------------------------------------------
-
-    def _lacks(self, what: str, capability: str = "", value: object = True) -> CapabilityError:
-        found = resolver.alternatives(capability, value) if capability else ()
-        return CapabilityError(self.name, what, found)
-
-    def _split(self, query: Any, key: Any, value: Any) -> tuple[Array, Array, Array, bool]:
-        query = as_array(query, "query")
-        key = query if key is None else as_array(key, "key")
-        value = key if value is None else as_array(value, "value")
-        single = query.ndim == 1
-        if single:
-            query = query[None]
-        for argument, array in (("query", query), ("key", key), ("value", value)):
-            if array.ndim < 2:
-                raise ShapeError(argument, array.shape, "at least 2 axes: (..., tokens, width)")
-        config = self.config
-        if query.shape[-1] != config.dim:
-            raise ShapeError("query", query.shape, f"a last axis of dim={config.dim}")
-        key_heads = self._key_heads
-        width = config.head_dim * key_heads
-        if key.shape[-1] != width:
-            raise ShapeError("key", key.shape, f"a last axis of {width}")
-        if config.heads == 1:
-            return query[..., None, :, :], key[..., None, :, :], value[..., None, :, :], single
-        return (
-            split_heads(query, config.heads, "query"),
-            split_heads(key, key_heads, "key"),
-            split_heads(value, key_heads, "value"),
-            single,
-        )
-
-    def _prepare(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        mask: Any,
-        bias: Any,
-        training: bool,
-        rng: Any,
-        side: Mapping[str, Any],
-        start: int = 0,
-        total: int | None = None,
-        *,
-        narrow: bool = False,
-    ) -> tuple[Call, tuple[int, ...], np.dtype[Any]]:
-        query = as_array(query, "query")
-        key = as_array(key, "key")
-        value = as_array(value, "value")
-        check_qkv(query, key, value)
-        config = self.config
-        if query.shape[-3] != config.heads or query.shape[-1] != config.head_dim:
-            raise ShapeError(
-                "query",
-                query.shape,
-                f"{config.heads} heads of size {config.head_dim}, as dim={config.dim} and "
-                f"heads={config.heads} say",
-            )
-        if key.shape[-3] != self._key_heads:
-            raise ShapeError(
-                "key", key.shape, f"{self._key_heads} heads, as heads= and kv_heads= say"
-            )
-        dtype = query.dtype
-        if dtype_name(dtype) not in self.capabilities.dtypes:
-            raise self._lacks(dtype.name, "dtypes", dtype.name)
-        if not self.capabilities.cross and key.shape[-2] != query.shape[-2]:
-            raise self._lacks("another number of keys than of queries", "cross")
-        lead = lead_shape(query, key, value)
-        if 0 in lead:
-            raise ShapeError("query, key, value", lead, "no empty leading axis")
-        working = compute_dtype(dtype, "query")
-        if narrow and dtype_name(dtype) == "bfloat16":
-            working = dtype
-        keys = key.shape[-2]
-        if total is not None or type(start) is not int or start:
-            start, keys = _place(start, total, keys)
-        shape = MaskShape(lead, query.shape[-3], query.shape[-2], keys)
-        call = Call(
-            canonical(query, lead, working),
-            canonical(key, lead, working),
-            canonical(value, lead, working),
-            shape,
-            key_start=start,
-        )
-        call.mask = self.combined_mask(mask, shape)
-        if bias is not None:
-            call.bias = self._checked_bias(bias, shape, working)
-        if not isinstance(training, bool | np.bool_):
-            raise ArgumentError("training", training, "True or False")
-        if training and getattr(self.config, "dropout", None):
-            if rng is None:
-                raise ArgumentError("rng", rng, "a seed or generator: dropout is on in training")
-            call.seed = as_seed(rng)
-        if side or self._side_names:
-            call.side = self._checked_side(side)
-        return call, lead, dtype
-
-    def combined_mask(self, mask: Any, shape: MaskShape) -> Mask | None:
-        """The mask of a call of this shape together with that of the configuration."""
-        own = self._own_mask(shape)
-        if mask is None:
-            return own
-        given = self._as_mask(mask)
-        if not self._masks >= given.kinds:
-            unknown = sorted(given.kinds - self._masks)[0]
-            raise self._lacks(f"{unknown} masks", "masks", unknown)
-        return given if own is None else own & given
-
-    def _as_mask(self, mask: Any) -> Mask:
-        if isinstance(mask, np.ndarray):
-            return Dense(mask, argument="mask")
-        if isinstance(mask, Mask):
-            return mask
-        raise MaskError(
-            "mask",
-            mask,
-            "a mask of polyattn.masks, or a boolean array; numbers to be added "
-            "to scores are passed as bias=",
-        )
-
-    def _own_mask(self, shape: MaskShape) -> Mask | None:
-        """The mask that the configuration implies for a call of this shape."""
-        if getattr(self.config, "causal", False):
-            return Causal()
-        return None
-
-    def _checked_bias(self, bias: Any, shape: MaskShape, dtype: np.dtype[Any]) -> Array:
-        if not self.capabilities.bias:
-            raise self._lacks("an additive bias", "bias")
-        array = as_array(bias, "bias")
-        full = (*shape.lead, shape.heads, shape.queries, shape.keys)
-        try:
-            fits = np.broadcast_shapes(array.shape, full) == full
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ShapeError("bias", array.shape, f"a shape that broadcasts to {full}")
-        return array.astype(dtype, copy=False)
-
-    def _checked_side(self, side: Mapping[str, Any]) -> Mapping[str, Any]:
-        for name in side:
-            if name not in self._side_names:
-                known = ", ".join(sorted(self._side_names)) or "none"
-                raise ArgumentError(
-                    name, "an argument", f"mask, bias, training, rng or its side inputs ({known})"
-                )
-        for declared in self.capabilities.side_inputs:
-            if declared.required and side.get(declared.name) is None:
-                raise MissingInputError(
-                    self.name, declared.name, f"{declared.description}, {declared.shape}"
-                )
-        return side
 
     def _attend_measured(
         self, query: Any, key: Any, value: Any, mask: Any, bias: Any, training: bool, rng: Any,
@@ -669,19 +438,6 @@ class Mechanism(ABC):
 
 
 _MOST_TOP = 1 << 16  # longer lists than that are no summary
-
-
-def _place(start: object, total: object, keys: int) -> tuple[int, int]:
-    """Position of the first of `keys` keys, and the number of keys in all."""
-    numbers = (start,) if total is None else (start, total)
-    if all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers):
-        first, *rest = (int(n) for n in numbers)  # type: ignore[call-overload]
-        end = rest[0] if rest else first + keys
-        if 0 <= first <= end - keys and end <= FAR:
-            return first, end
-    raise ArgumentError(
-        "start, total", (start, total), f"whole numbers, 0 ≤ start and start + {keys} keys ≤ total"
-    )
 
 
 def _restore(array: Array, lead: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
