@@ -11,7 +11,7 @@ import pytest
 import polyattn as pa
 from polyattn_core.simd import engine
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: make oracles")
 
 Tensor = Callable[..., Any]
 Close = Callable[..., None]

@@ -21,20 +21,19 @@ def ball_points(rng: np.random.Generator, *shape: int, radius: float = 0.95) -> 
     return x * radius * rng.random((*shape[:-1], 1))
 
 
-def geoopt() -> Any:
-    pytest.importorskip("torch", reason="compares with geoopt, which stands on PyTorch")
+def torch_and_geoopt() -> tuple[Any, Any]:
+    torch = pytest.importorskip("torch", reason="torch is not installed: make oracles")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("geoopt", reason="compares with geoopt, which is not installed")
+        geoopt = pytest.importorskip("geoopt", reason="geoopt is not installed: make oracles")
+    return torch, geoopt
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("curvature", [-1.0, -0.3])
 def test_poincare_against_geoopt(create: Create, curvature: float) -> None:
-    import torch
-
-    library = geoopt()
-    ball = library.PoincareBall(c=torch.tensor(-curvature, dtype=torch.float64))
+    torch, geoopt = torch_and_geoopt()
+    ball = geoopt.PoincareBall(c=torch.tensor(-curvature, dtype=torch.float64))
     rng = np.random.default_rng(0)
     radius = 0.95 / np.sqrt(-curvature)
     q, k, v = (ball_points(rng, 1, n, 5, radius=radius) for n in (6, 9, 9))
@@ -58,10 +57,8 @@ def test_poincare_against_geoopt(create: Create, curvature: float) -> None:
 
 @pytest.mark.oracle
 def test_lorentz_against_geoopt(create: Create) -> None:
-    import torch
-
-    library = geoopt()
-    manifold = library.Lorentz(k=torch.tensor(1.0, dtype=torch.float64))
+    torch, geoopt = torch_and_geoopt()
+    manifold = geoopt.Lorentz(k=torch.tensor(1.0, dtype=torch.float64))
     rng = np.random.default_rng(1)
     spatial = [rng.standard_normal((n, 4)) for n in (5, 8, 8)]
     points = [
@@ -80,9 +77,8 @@ def test_lorentz_against_geoopt(create: Create) -> None:
 
 @pytest.mark.oracle
 def test_tangent_coordinates_are_those_of_geoopt(create: Create) -> None:
-    import torch
-
-    manifold = geoopt().Lorentz(k=torch.tensor(1.0, dtype=torch.float64))
+    torch, geoopt = torch_and_geoopt()
+    manifold = geoopt.Lorentz(k=torch.tensor(1.0, dtype=torch.float64))
     x = np.random.default_rng(2).standard_normal((7, 4))
     tangent = torch.from_numpy(np.concatenate((np.zeros((7, 1)), x), axis=-1))
     points = manifold.expmap0(tangent)
