@@ -27,11 +27,6 @@ def vectorised(function: Any) -> Any:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 8e-7), (np.float64, 2e-15)])
 def test_values(dtype: Any, tolerance: float) -> None:
-    x = np.concatenate((np.logspace(-10, 8, 400), [0.0])).astype(dtype)
-    wide = x.astype(np.float64)
-    np.testing.assert_allclose(vectorised(inverses.log1p)(x), np.log1p(wide), rtol=tolerance)
-    exact = 2 * np.arcsinh(np.sqrt(wide / 2))
-    np.testing.assert_allclose(vectorised(inverses.acosh1p)(x), exact, rtol=tolerance)
     t = np.concatenate((np.linspace(-1, 1, 401), -np.logspace(0, 6, 100))).astype(dtype)
     wide = t.astype(np.float64)
     root = np.sqrt(np.abs(wide))

@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, tuple[Any, Callable[[Any], Any], tuple[float, float], int]]
     "cosh": (logarithms, np.cosh, (-80, 80), 8),
     "arcsinh": (logarithms, np.arcsinh, (-1e5, 1e5), 4),
     "arccosh": (logarithms, np.arccosh, (1, 1e5), 4),
+    "arccosh1p": (logarithms, lambda x: 2 * np.arcsinh(np.sqrt(x / 2)), (0, 1e8), 4),
     "arctanh": (logarithms, np.arctanh, (-0.999, 0.999), 4),
     "sin": (trigonometry, np.sin, (-1.5, 1.5), 3),
     "cos": (trigonometry, np.cos, (-1.5, 1.5), 3),
@@ -94,6 +95,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     # At −∞ and ∞.
     "log": (np.nan, np.inf), "log1p": (np.nan, np.inf), "sinh": (-np.inf, np.inf),
     "cosh": (np.inf, np.inf), "arcsinh": (-np.inf, np.inf), "arccosh": (np.nan, np.inf),
+    "arccosh1p": (np.nan, np.inf),
     "arctanh": (np.nan, np.nan), "sin": (np.nan, np.nan), "cos": (np.nan, np.nan),
     "arctan": (-np.pi / 2, np.pi / 2), "erf": (-1, 1), "gelu": (0, np.inf),
 }  # fmt: skip
@@ -114,6 +116,7 @@ def test_edges_of_domains(compiled: Any, dtype: Any) -> None:
     assert at("log", 0) == at("log1p", -1) == -np.inf
     assert at("log", 1) == at("log1p", 0) == at("arccosh", 1) == at("erf", 0) == 0
     assert np.isnan([at("log", -1), at("log1p", -1.5), at("arccosh", 0.5), at("arcsin", 2)]).all()
+    assert np.isnan([at("arccosh", x) for x in (0.5, 0, -1, -3)]).all()
     assert at("arctanh", 1) == np.inf
     assert at("arcsin", 1) == pytest.approx(np.pi / 2)
     assert at("arccos", -1) == pytest.approx(np.pi)

@@ -80,6 +80,12 @@ def guarded(score, i, j, table):  # type: ignore[no-untyped-def]
 
 
 @score_rule
+def tables(score, h, i, j, heads, queries, keys):  # type: ignore[no-untyped-def]
+    """Elements that many pairs share: each head, each query, each key has its own."""
+    return heads[h] * score * queries[h, i] / (1 + keys[j] ** 2) - (queries[0, i] - keys[j])
+
+
+@score_rule
 def documents(score, b, i, j, ids):  # type: ignore[no-untyped-def]
     return score if ids[b, i] == ids[b, j] else -math.inf
 
@@ -99,6 +105,13 @@ CASES: dict[str, tuple[Any, dict[str, Any], Callable[..., Any]]] = {
         lambda s, table: s + table[:, I - J + TOKENS - 1],
     ),
     "guarded": (guarded, {"table": TABLE[0, :5]}, looked_up),
+    "tables": (
+        tables, {"heads": TABLE[:, 0], "queries": TABLE[:, :TOKENS], "keys": TABLE[0, -TOKENS:]},
+        lambda s, heads, queries, keys: (
+            heads[:, None, None] * s * queries[:, :, None] / (1 + keys**2)
+            - (queries[0, :, None] - keys)
+        ),
+    ),
     "documents": (
         documents, {"ids": IDS},
         lambda s: np.where(IDS[:, None, :, None] == IDS[:, None, None], s, -np.inf),
@@ -200,10 +213,10 @@ def test_parts_masks_and_other_axes(build: Build) -> None:
 
 def test_numbers_do_not_widen_single_precision() -> None:
     kinds = relative.kinds((TABLE, TOKENS - 1))
-    source = relative._source("float32", False, kinds, True, {})[0]
+    source = relative._source("float32", False, kinds, True, {"WIDE": 64})[0]
     assert "load_float" in source
     capped = score_rule(softly)
-    assert "FLOAT(30.0)" in capped._source("float32", False, {}, True, {})[0]
+    assert "FLOAT(30.0)" in capped._source("float32", False, {}, True, {"WIDE": 64})[0]
 
 
 def softly(score):  # type: ignore[no-untyped-def]

@@ -1,7 +1,6 @@
-"""Inverse functions that vectorise, for score rules: log1p, acosh1p, and the arc function.
+"""The arc function, which vectorises, for score rules; see :mod:`mathematics`.
 
-Like :mod:`polyattn_core.simd.mathematics` they are straight-line code in the precision of their
-argument. `arc` is what makes distances smooth in the curvature κ: with s = sn_κ(d/2),
+`arc` is what makes distances smooth in the curvature κ: with s = sn_κ(d/2),
 
     d = 2 s · arc(κ s²),   arc(t) = arcsin(√t)/√t for t > 0, arsinh(√−t)/√−t for t < 0, arc(0) = 1
 
@@ -17,38 +16,19 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from .mathematics import IN_ORDER, floating, not_compiled, power_of_two
+from .logarithms import logarithm_of
+from .mathematics import IN_ORDER, floating, not_compiled
 
-log1p = not_compiled("log1p")
-acosh1p = not_compiled("acosh1p")
 arc = not_compiled("arc")
 arc_slope = not_compiled("arc_slope")
 arc_positive = not_compiled("arc_positive")
 arc_negative = not_compiled("arc_negative")
 
-_TERMS = {types.float32: (5, 12), types.float64: (11, 25)}
-"""Terms of the series of log and of arc that reach the precision of the type."""
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _exponent(typing, x):  # type: ignore[no-untyped-def]
-    """⌊log₂ x⌋ of a positive normal number, as a number of the same type."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        single = isinstance(args[0].type, ir.FloatType)
-        bits = ir.IntType(32 if single else 64)
-        bias, mantissa = (127, 23) if single else (1023, 52)
-        whole = builder.lshr(builder.bitcast(args[0], bits), ir.Constant(bits, mantissa))
-        if not single:
-            whole = builder.trunc(whole, ir.IntType(32))
-        whole = builder.sub(whole, ir.Constant(ir.IntType(32), bias))
-        return builder.sitofp(whole, args[0].type)
-
-    return x(x), emit
+_TERMS = {types.float32: 12, types.float64: 25}
+"""Terms of the series that reach the precision of the type."""
 
 
 def _number(kind: Any) -> Any:
@@ -66,44 +46,10 @@ def _polynomial(coefficients: tuple[Any, ...]) -> Any:
     return numba.njit(**IN_ORDER)(scope["polynomial"])
 
 
-@overload(log1p, jit_options=IN_ORDER)
-def _log1p(x):  # type: ignore[no-untyped-def]
-    kind = floating(x)
-    if kind is None:
-        return None
-    number = _number(kind)
-    series = _polynomial(tuple(number(1 / (2 * k + 1)) for k in range(_TERMS[kind][0])))
-    zero, one, two, root = number(0), number(1), number(2), number(math.sqrt(2))
-    ln2 = number(math.log(2))
-
-    def implementation(x):  # type: ignore[no-untyped-def]
-        # ln(1 + x) = n ln 2 + 2 artanh(f / (2 + f)) with 1 + f in [√½, √2).
-        whole = one + x
-        n = _exponent(whole * root)
-        f = x if n == zero else whole * power_of_two(-n) - one
-        s = f / (two + f)
-        return n * ln2 + two * s * series(s * s)
-
-    return implementation
-
-
-@overload(acosh1p, jit_options=IN_ORDER)
-def _acosh1p(x):  # type: ignore[no-untyped-def]
-    kind = floating(x)
-    if kind is None:
-        return None
-    two = _number(kind)(2)
-
-    def implementation(x):  # type: ignore[no-untyped-def]
-        return log1p(x + np.sqrt(x * (x + two)))
-
-    return implementation
-
-
 def _taylor(kind: Any) -> tuple[Any, ...]:
     """Coefficients of arc at 0: (2k)! / (4^k k!² (2k + 1))."""
     number = _number(kind)
-    return tuple(number(math.comb(2 * k, k) / 4**k / (2 * k + 1)) for k in range(_TERMS[kind][1]))
+    return tuple(number(math.comb(2 * k, k) / 4**k / (2 * k + 1)) for k in range(_TERMS[kind]))
 
 
 @overload(arc_positive, jit_options=IN_ORDER)
@@ -136,13 +82,14 @@ def _arc_negative(t):  # type: ignore[no-untyped-def]
     if kind is None:
         return None
     number = _number(kind)
-    series = _polynomial(_taylor(kind))
+    series, ln = _polynomial(_taylor(kind)), logarithm_of(kind, above_one=True)
     zero, one, quarter = number(0), number(1), number(0.25)
 
     def implementation(t):  # type: ignore[no-untyped-def]
         below = t < -quarter
         root = np.sqrt(abs(t) if below else quarter)
-        logarithm = log1p(root + root * root / (one + np.sqrt(one + root * root)))
+        over = root + root * root / (one + np.sqrt(one + root * root))
+        logarithm = ln(one + over, over)
         inner = zero if below else t
         return logarithm / root if below else series(inner)
 
@@ -155,7 +102,7 @@ def _arc(t):  # type: ignore[no-untyped-def]
     if kind is None:
         return None
     number = _number(kind)
-    series = _polynomial(_taylor(kind))
+    series, ln = _polynomial(_taylor(kind)), logarithm_of(kind, above_one=True)
     zero, one, two, half = number(0), number(1), number(2), number(0.5)
     quarter, quarter_turn = number(0.25), number(math.pi / 2)
 
@@ -168,7 +115,8 @@ def _arc(t):  # type: ignore[no-untyped-def]
         inner = zero if below else folded
         sum_ = series(inner)
         above = root if below else zero
-        logarithm = log1p(above + above * above / (one + np.sqrt(one + above * above)))
+        over = above + above * above / (one + np.sqrt(one + above * above))
+        logarithm = ln(one + over, over)
         factor = -two * np.sqrt(folded if far else quarter)
         factor = factor if far else (zero if below else one)
         start = quarter_turn if far else zero

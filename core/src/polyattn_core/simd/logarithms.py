@@ -45,6 +45,7 @@ sinh = not_compiled("sinh")
 cosh = not_compiled("cosh")
 arcsinh = not_compiled("arcsinh")
 arccosh = not_compiled("arccosh")
+arccosh1p = not_compiled("arccosh1p")
 arctanh = not_compiled("arctanh")
 
 
@@ -87,7 +88,7 @@ def _mantissa(typing, x):  # type: ignore[no-untyped-def]
     return x(x), emit
 
 
-def _logarithm(kind: Any, *, above_one: bool = False) -> Any:
+def logarithm_of(kind: Any, *, above_one: bool = False) -> Any:
     """A function of x and of what x lacks: ln(x + lost), for a loss of less than its last place.
 
     Where x is above 1, `lost` is the whole of x − 1 instead: it counts where ln x is small.
@@ -153,7 +154,7 @@ def _log(x):  # type: ignore[no-untyped-def]
     kind = floating(x)
     if kind is None:
         return None
-    logarithm = _logarithm(kind)
+    logarithm = logarithm_of(kind)
     zero = (np.float32 if kind is types.float32 else np.float64)(0)
     return lambda x: logarithm(x, zero)
 
@@ -165,7 +166,7 @@ def _log1p(x):  # type: ignore[no-untyped-def]
         return None
     number = np.float32 if kind is types.float32 else np.float64
     zero, one, infinite = number(0), number(1), number(np.inf)
-    logarithm = _logarithm(kind)
+    logarithm = logarithm_of(kind)
 
     def implementation(x):  # type: ignore[no-untyped-def]
         near = one + x
@@ -227,23 +228,31 @@ def _arcsinh(x):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(arccosh, jit_options=IN_ORDER)
-def _arccosh(x):  # type: ignore[no-untyped-def]
+@overload(arccosh1p, jit_options=IN_ORDER)
+def _arccosh1p(x):  # type: ignore[no-untyped-def]
     kind = floating(x)
     if kind is None:
         return None
     number = np.float32 if kind is types.float32 else np.float64
     one, two, large = number(1), number(2), number(1e9)
-    logarithm = _logarithm(kind, above_one=True)
+    logarithm = logarithm_of(kind, above_one=True)
 
     def implementation(x):  # type: ignore[no-untyped-def]
-        over = x - one
-        root = np.sqrt(over * (over + two))
+        root = np.sqrt(x * (abs(x) + two))  # NaN below 0
         # Far out the product would overflow, and the root is x.
-        over += root if over < large else x
+        over = x + (root if x < large else x)
         return logarithm(one + over, over)
 
     return implementation
+
+
+@overload(arccosh, jit_options=IN_ORDER)
+def _arccosh(x):  # type: ignore[no-untyped-def]
+    kind = floating(x)
+    if kind is None:
+        return None
+    one = (np.float32 if kind is types.float32 else np.float64)(1)
+    return lambda x: arccosh1p(x - one)
 
 
 @overload(arctanh, jit_options=FAITHFUL)

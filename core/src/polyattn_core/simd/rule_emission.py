@@ -1,7 +1,8 @@
 """From the graph of a score rule to the source of its pass over a tile.
 
-What depends on the head, on the key, or on the query too is computed where it changes, so that the
-innermost loop runs over the lanes of a tile with as little as can be.
+What depends on the head, on the key, on the query, or on both is computed where it changes, so that
+the innermost loop runs over the lanes of a tile with as little as can be. Numbers of the queries
+wait for it in a few rows of lanes.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .rule_arrangement import KEY, PAIR, QUERY, TILE, Levels, arranged
 from .rule_functions import EVALUATED, LIBRARIES
 from .rule_graph import BOOL, FLOAT, INT, Graph
 
-TILE, KEY, LANE = range(3)
-_LEVELS = {"batch": TILE, "head": TILE, "key": KEY, "column": KEY, "query": LANE, "row": LANE}
 FARTHEST = 1 << 29
 """Positions that rules see are below this, so that their differences are numbers of 32 bits."""
 
@@ -112,14 +112,30 @@ _SMALL = {
 }
 
 
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def row_of_lanes(typing, like, size):  # type: ignore[no-untyped-def]
+    """Room for `size` numbers on the stack, of the type of `like`."""
+    if not isinstance(size, types.IntegerLiteral):
+        return None
+    count = size.literal_value
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        room = cgutils.alloca_once(builder, ir.ArrayType(args[0].type, count))
+        room.align = 64
+        return builder.bitcast(room, args[0].type.as_pointer())
+
+    return types.CPointer(like)(like, size), emit
+
+
 def scope(dtype: str, wide: int) -> dict[str, Any]:
     """The names that emitted source uses."""
     number = np.dtype(dtype).type
     names: dict[str, Any] = {
         "FLOAT": number, "ZERO": number(0), "ONE": number(1), "INF": number(np.inf),
         "NAN": number(np.nan), "WIDE": wide, "np": np, "math": math, "integer_at": integer_at,
-        "add_at": add_at, "small": _SMALL[dtype], "load_float": _LOADERS[dtype],
-        "load_int": _LOADERS[INT], "load_bool": _LOADERS[BOOL], "__name__": __name__,
+        "add_at": add_at, "row_of_lanes": row_of_lanes, "small": _SMALL[dtype],
+        "load_float": _LOADERS[dtype], "load_int": _LOADERS[INT], "load_bool": _LOADERS[BOOL],
+        "__name__": __name__,
     }  # fmt: skip
     for library in LIBRARIES:
         names |= {name: getattr(library, name) for name in EVALUATED if hasattr(library, name)}
@@ -131,29 +147,44 @@ class Emitter:
 
     def __init__(
         self, graph: Graph, roots: Sequence[int], kinds: Mapping[str, Kind], dtype: str,
-        proven: bool,
+        proven: bool, wide: int,
     ) -> None:  # fmt: skip
         self.graph, self.kinds, self.proven, self.dtype = graph, kinds, proven, dtype
         self.slots, self.words = places(kinds, dtype), 2 if dtype == "float32" else 1
-        self.levels: dict[int, int] = {}
-        self.lines: tuple[list[str], list[str], list[str]] = ([], [], [])
+        self.wide, self.levels = wide, Levels(graph, kinds)
+        self.lines: tuple[list[str], ...] = ([], [], [], [])
         self.bounds: dict[int, tuple[float, float]] = {}
         self.start: dict[str, str] = {}
-        for at in graph.needed(tuple(roots)):
+        self._instead = arranged(graph, roots, kinds)
+        self.order = graph.needed(tuple(self._instead[root] for root in roots))
+        for at in self.order:
             self._place(at)
+
+    def node(self, at: int) -> int:
+        """The node that is computed instead of one of the roots."""
+        return self._instead[at]
 
     def name(self, at: int) -> str:
         """The name under which the value of a node is."""
         return f"v{at}"
 
+    def row(self, name: str) -> str:
+        """The name of a row of lanes, for what is of the queries."""
+        return self._at_start(name, f"row_of_lanes(ZERO, {self.wide})")
+
     def _place(self, at: int) -> None:
-        node = self.graph.nodes[at]
-        level = max((self.levels[arg] for arg in node.args if arg >= 0), default=TILE)
-        if node.op == "input":
-            level = _LEVELS.get(node.value, TILE if node.value in self.kinds else LANE)
-        self.levels[at] = level
+        node, level, name = self.graph.nodes[at], self.levels[at], self.name(at)
         self.bounds[at] = self._bounds(at)
-        self.lines[level].append(f"{self.name(at)} = {self._expression(at)}")
+        line = f"{name} = {self._expression(at)}"
+        self.lines[level].append(line)
+        if level != QUERY:
+            return
+        if node.kind == FLOAT and node.op != "input":
+            waiting = f"{self.row(f'row_{name}')}[j]"
+            self.lines[QUERY].append(f"{waiting} = {name}")
+            self.lines[PAIR].append(f"{name} = {waiting}")
+        else:
+            self.lines[PAIR].append(line)
 
     def _bounds(self, at: int) -> tuple[float, float]:
         """Between which a whole number lies, as far as positions tell."""
@@ -202,10 +233,7 @@ class Emitter:
             case "abs":
                 return f"abs({a[0]})"
             case "min" | "max":
-                sign = "<=" if node.op == "min" else ">="
-                # NaN stays NaN, on whichever side it is.
-                nan = f" | ({a[0]} != {a[0]})" if node.kind == FLOAT else ""
-                return f"({a[0]} if ({a[0]} {sign} {a[1]}){nan} else {a[1]})"
+                return self._extreme(at)
             case "sqrt":
                 return f"math.sqrt({a[0]})"
             case "arctan2":
@@ -215,6 +243,17 @@ class Emitter:
         if len(a) == 2:
             return f"({a[0]} {node.op} {a[1]})"
         return f"{node.op}({a[0]})"
+
+    def _extreme(self, at: int) -> str:
+        """The lesser or the greater of two; NaN stays NaN, on whichever side it is."""
+        node = self.graph.nodes[at]
+        (x, y), sign = node.args, ">" if node.op == "min" else "<"
+        if self.graph.known(x) is not None:
+            x, y = y, x
+        known, a, b = self.graph.known(y), self.name(x), self.name(y)
+        if node.kind != FLOAT or (known is not None and not math.isnan(known)):
+            return f"({b} if {a} {sign} {b} else {a})"
+        return f"({b} if ({a} {sign} {b}) | ({b} != {b}) else {a})"
 
     def _input(self, name: str) -> str:
         known = {
@@ -280,9 +319,7 @@ class Emitter:
         """The first lines of the pass."""
         # Lanes without a query must not read where it would be.
         lanes = "WIDE"
-        if any(
-            self.graph.nodes[at].op == "load" and level == LANE for at, level in self.levels.items()
-        ):
+        if any(self.graph.nodes[at].op == "load" and self.levels[at] & QUERY for at in self.order):
             count = sum(kind.slots(self.dtype) for kind in self.kinds.values())
             lanes = f"min(WIDE, integer_at(parameters, {count}) - first_query)"
         return [
@@ -291,7 +328,12 @@ class Emitter:
             f"    lanes = {lanes}",
             *[f"    {name} = {value}" for name, value in self.start.items()],
             *_indented(self.lines[TILE], 1),
+            *self.for_queries(self.lines[QUERY]),
         ]
+
+    def for_queries(self, lines: Sequence[str]) -> list[str]:
+        """A loop over the lanes alone; no loop where it would be empty."""
+        return ["    for j in range(lanes):", *_indented(lines, 2)] if lines else []
 
 
 def _constant(value: Any) -> str:
@@ -317,8 +359,8 @@ def forward_source(emitter: Emitter, result: int) -> str:
         *_indented(emitter.lines[KEY], 2),
         "        for j in range(lanes):",
         "            at = k * WIDE + j",
-        *_indented(emitter.lines[LANE], 3),
-        f"            scores[at] = {emitter.name(result)}",
+        *_indented(emitter.lines[PAIR], 3),
+        f"            scores[at] = {emitter.name(emitter.node(result))}",
     ]
     return "\n".join(lines)
 
@@ -333,48 +375,61 @@ def backward_source(
     """
     # Where the incoming gradient is 0 (masked pairs among them) nothing is added, so that a
     # derivative that is not finite behind a mask reaches nobody.
-    sums, lanes, ends, stores = [], [], [], []
-    pointers: dict[str, str] = {}
+    sums: list[str] = []
+    before: dict[int, list[str]] = {KEY: [], QUERY: []}
+    after: dict[int, list[str]] = {TILE: [], KEY: [], QUERY: []}
+    pairs: list[str] = []
+
+    def times_incoming(partial: int) -> str:
+        return f"{emitter.name(emitter.node(partial))} * incoming if live else ZERO"
+
     for name, partial in partials.items():
-        value = f"{emitter.name(partial)} * incoming if live else ZERO"
+        value = times_incoming(partial)
         if name == score:
-            lanes.append(f"gradient[at] = {value}")
+            pairs.append(f"gradient[at] = {value}")
         elif name == "row":
-            lanes.append(f"d_row[j] += {value}")
+            pairs.append(f"d_row[j] += {value}")
         elif name == "column":
-            lanes.append(f"of_column += {value}")
+            before[KEY].append("of_column = ZERO")
+            pairs.append(f"of_column += {value}")
+            after[KEY].append("d_column[k] += of_column")
         else:
             sums.append(f"s_{name} = ZERO")
-            lanes.append(f"s_{name} += {value}")
-            stores.append(f"d_parameters[{emitter.slots[name]}] += s_{name}")
+            pairs.append(f"s_{name} += {value}")
+            after[TILE].append(f"d_parameters[{emitter.slots[name]}] += s_{name}")
+    pointers: dict[str, str] = {}
     for load, partial in loads.items():
-        name, (guard, *indices) = emitter.graph.nodes[load].value[0], emitter.graph.nodes[load].args
-        value = f"{emitter.name(partial)} * incoming if live else ZERO"
+        at = emitter.node(load)
+        name = emitter.graph.nodes[at].value[0]
         array = f"d_array_{name}"
         pointers[array] = f"integer_at(d_parameters, {emitter.slots[name]})"
-        if max(emitter.levels[at] for at in (*indices, *([guard] if guard >= 0 else []))) < LANE:
-            lanes.append(f"l{load} += {value}")
-            ends.append(f"add_at({array}, {emitter.index(load)}, l{load})")
-        else:
-            lanes.append(f"add_at({array}, {emitter.index(load)}, {value})")
-    head = emitter.head()
+        level, place, value = emitter.levels[at], emitter.index(at), times_incoming(partial)
+        if level == PAIR:
+            pairs.append(f"add_at({array}, {place}, {value})")
+            continue
+        # Elements that many pairs read are added to once, at the end.
+        own = f"{emitter.row(f'row_l{at}')}[j]" if level == QUERY else f"l{at}"
+        pairs.append(f"{own} += {value}")
+        (sums if level == TILE else before[level]).append(f"{own} = ZERO")
+        after[level].append(f"add_at({array}, {place}, {own})")
+    after_queries = [*emitter.lines[QUERY], *after[QUERY]] if after[QUERY] else []
     lines = [
         "def tile_pass(scores, gradient, meta, row, column, parameters, d_row, d_column, d_parameters):",  # noqa: E501
-        *head,
+        *emitter.head(),
         *[f"    {name} = {value}" for name, value in pointers.items()],
         *_indented(sums, 1),
+        *emitter.for_queries(before[QUERY]),
         "    for k in range(meta[4]):",
         *_indented(emitter.lines[KEY], 2),
-        "        of_column = ZERO",
-        *[f"        l{load} = ZERO" for load in loads],
+        *_indented(before[KEY], 2),
         "        for j in range(lanes):",
         "            at = k * WIDE + j",
-        *_indented(emitter.lines[LANE], 3),
+        *_indented(emitter.lines[PAIR], 3),
         "            incoming = gradient[at]",
         "            live = incoming != ZERO",
-        *_indented(lanes, 3),
-        *(["        d_column[k] += of_column"] if "column" in partials else []),
-        *_indented(ends, 2),
-        *_indented(stores, 1),
+        *_indented(pairs, 3),
+        *_indented(after[KEY], 2),
+        *emitter.for_queries(after_queries),
+        *_indented(after[TILE], 1),
     ]
     return "\n".join(lines)

@@ -31,6 +31,7 @@ EVALUATED: dict[str, Callable[..., Any]] = {
     "arccosh": np.arccosh, "arctanh": np.arctanh, "sqrt": np.sqrt, "floor": np.floor,
     "ceil": np.ceil, "rint": np.rint, "trunc": np.trunc, "abs": np.abs, "min": np.minimum,
     "max": np.maximum, "arctan2": np.arctan2, "erf": _erf,
+    "arccosh1p": lambda x: 2 * np.arcsinh(np.sqrt(0.5 * x)),
     "sigmoid": lambda x: 0.5 * (1 + np.tanh(0.5 * x)),
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
 }  # fmt: skip
@@ -221,6 +222,12 @@ SLOPES: dict[str, Callable[..., int]] = {
             g.binary(
                 "*", g.binary("-", x, g.constant(1.0)), g.binary("+", x, g.constant(1.0))
             ),
+        )
+    ),
+    "arccosh1p": _over(
+        # As the function itself writes it, so that both share the root.
+        lambda g, x: g.call(
+            "sqrt", g.binary("*", x, g.binary("+", g.call("abs", x), g.constant(2.0)))
         )
     ),
     "arctanh": _over(_one_minus_square),

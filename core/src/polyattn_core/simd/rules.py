@@ -317,7 +317,9 @@ class ScoreRule:
         if not backward:
             if isinstance(reading, str):
                 return self._as_written(self.function, False, kinds, dtype, scope, reading)
-            emitter = emission.Emitter(reading.graph, [reading.result], kinds, dtype, proven)
+            emitter = emission.Emitter(
+                reading.graph, [reading.result], kinds, dtype, proven, scope["WIDE"]
+            )
             source = emission.forward_source(emitter, reading.result)
         else:
             given = self._given(kinds)
@@ -327,7 +329,7 @@ class ScoreRule:
                 return self._as_written(self._derivative, True, kinds, dtype, scope, given)
             graph, partials, loads = given
             roots = [*partials.values(), *loads.values(), *loads]
-            emitter = emission.Emitter(graph, roots, kinds, dtype, proven)
+            emitter = emission.Emitter(graph, roots, kinds, dtype, proven, scope["WIDE"])
             source = emission.backward_source(emitter, partials, loads, self.arguments[0])
         return source, hashlib.sha256(source.encode()).hexdigest()
 

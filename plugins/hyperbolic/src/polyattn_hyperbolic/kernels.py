@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyattn_core.simd.inverses import acosh1p, arc_positive
+from polyattn_core.simd.inverses import arc_positive
+from polyattn_core.simd.logarithms import arccosh1p
 from polyattn_core.simd.rules import Statistic, score_rule, squared_norm
 
 ZERO, ONE, TWO, FOUR = np.float32(0), np.float32(1), np.float32(2), np.float32(4)
@@ -31,7 +32,7 @@ def geodesic(dot, row, column, sharpness, noise):  # type: ignore[no-untyped-def
     sum_ = row * column + (row + column)
     above = sum_ - dot
     above = ZERO if above < noise * sum_ else above
-    return -sharpness * acosh1p(above)
+    return -sharpness * arccosh1p(above)
 
 
 @geodesic.derivative
@@ -43,7 +44,7 @@ def geodesic_derivative(dot, row, column, sharpness, noise):  # type: ignore[no-
     # A point has no direction to itself: the distance's subgradient there is 0.
     slope = sharpness / np.sqrt(ONE if square == ZERO else square)
     slope = ZERO if square == ZERO else slope
-    return (slope, -slope * (ONE + column), -slope * (ONE + row), -acosh1p(above), ZERO)
+    return (slope, -slope * (ONE + column), -slope * (ONE + row), -arccosh1p(above), ZERO)
 
 
 @score_rule(row=height, column=height)
@@ -63,7 +64,7 @@ def lorentzian_derivative(dot, row, column, sharpness):  # type: ignore[no-untyp
 def squared_geodesic(dot, row, column, sharpness):  # type: ignore[no-untyped-def]
     """−sharpness · arcosh(q₀k₀ − q·k)²."""
     above = row * column + (row + column) - dot
-    distance = acosh1p(ZERO if above < ZERO else above)
+    distance = arccosh1p(ZERO if above < ZERO else above)
     return -sharpness * distance * distance
 
 
@@ -71,7 +72,7 @@ def squared_geodesic(dot, row, column, sharpness):  # type: ignore[no-untyped-de
 def squared_geodesic_derivative(dot, row, column, sharpness):  # type: ignore[no-untyped-def]
     above = row * column + (row + column) - dot
     above = ZERO if above < ZERO else above
-    distance = acosh1p(above)
+    distance = arccosh1p(above)
     sine = np.sqrt(above * (above + TWO))
     ratio = ONE if sine == ZERO else distance / (ONE if sine == ZERO else sine)
     slope = TWO * sharpness * ratio
