@@ -14,8 +14,6 @@ import numpy as np
 
 from polyattn_core.arrays import Array, as_array, compute_dtype
 from polyattn_core.errors import ArgumentError, ShapeError
-from polyattn_core.geometry import lengths, scaled
-from polyattn_core.products import one_thread
 
 from .config import CoherenceMetric
 
@@ -88,200 +86,28 @@ class WindowCoherence:
         array = as_array(keys, "keys")
         if array.ndim < 2 or 0 in array.shape[-2:]:
             raise ShapeError("keys", array.shape, "(…, keys, size), neither empty")
+        from .cuts import measured
+
         lead = array.shape[:-2]
         if self.sample is not None and array.shape[-2] > self.sample:
             array = np.take(array, _places(array.shape[-2], self.sample), axis=-2)
         flat = array.reshape((-1, *array.shape[-2:]))
-        stacks = _stacks(flat.astype(compute_dtype(array.dtype, "keys"), copy=False))
-        with one_thread:  # attention follows, and would wait for the threads of BLAS
-            parts = [self._of_stack(each) for each in stacks]
+        flat = flat.astype(compute_dtype(array.dtype, "keys"), copy=False)
+        columns = [_COLUMNS.index(metric) for metric in self.metrics]
+        found, _, _ = measured(
+            flat, flat.dtype.name, window=self.window, cuts=min(columns) < 2,
+            moments=max(columns) > 1,
+        )  # fmt: skip
         return {
-            metric: np.concatenate([part[metric] for part in parts]).reshape(lead)
-            for metric in self.metrics
+            metric: found[:, column].reshape(lead)
+            for metric, column in zip(self.metrics, columns, strict=True)
         }
 
-    def _of_stack(self, units: Array) -> dict[CoherenceMetric, Array]:
-        """Of unit vectors (heads, n, d), the metrics of each head."""
-        found: dict[CoherenceMetric, Array] = {}
-        asked = set(self.metrics)
-        if {CoherenceMetric.BOUNDARY_MASS, CoherenceMetric.CUT_PROXY} & asked:
-            order, middles, gram = self._ordered(units)
-            if CoherenceMetric.BOUNDARY_MASS in asked:
-                found[CoherenceMetric.BOUNDARY_MASS] = self._boundaries(units, order, middles)
-            if CoherenceMetric.CUT_PROXY in asked:
-                n = units.shape[1]
-                borders = all_borders(n) if middles is not None else self._borders(n)
-                found[CoherenceMetric.CUT_PROXY] = least_cut(units, order, borders)[0]
-        else:
-            gram = _gram(units) if self.window is None else None
-        if {CoherenceMetric.DISAGREEMENT, CoherenceMetric.SIMILARITY_VARIANCE} & asked:
-            mean, square = self._moments(units, gram)
-            found[CoherenceMetric.DISAGREEMENT] = np.clip(mean, 0, 1)
-            spread = np.sqrt(np.maximum(square - mean**2, 0))
-            found[CoherenceMetric.SIMILARITY_VARIANCE] = 1 - np.minimum(spread, 1)
-        return found
 
-    def _borders(self, n: int) -> Array:
-        return np.arange(self.window or n, n, self.window or n)
-
-    def _ordered(self, units: Array) -> tuple[Array, Array | None, Array | None]:
-        """The order in which keys are cut; and without windows, the middle and `gram` of heads."""
-        heads, n, _ = units.shape
-        if self.window is not None:
-            return np.broadcast_to(np.arange(n), (heads, n)), None, None
-        if n < 2:
-            return np.zeros((heads, n), np.int64), np.zeros(heads, np.int64), _gram(units)
-        axis, gram = principal_axis(units)
-        along = np.matmul(units, axis[..., None])[..., 0]
-        middles = (along < along.mean(axis=1, keepdims=True)).sum(axis=1)
-        return np.argsort(along, axis=1), middles, gram
-
-    def _boundaries(self, units: Array, order: Array, middles: Array | None) -> Array:
-        heads, n, _ = units.shape
-        borders = self._borders(n) if middles is None else np.zeros(0, np.int64)
-        if n < 2 or (middles is None and not len(borders)):
-            return np.ones(heads)
-        inner = (
-            np.broadcast_to(borders, (heads, len(borders))) if middles is None else middles[:, None]
-        )
-        ends = np.concatenate((inner, np.full((heads, 1), n)), axis=1)
-        sums = np.diff(_prefix_sums(units, order, ends), axis=1, prepend=0)
-        return _boundary(sums, np.diff(ends, axis=1, prepend=0))
-
-    def _moments(self, units: Array, gram: Array | None) -> tuple[Array, Array]:
-        """Means of the cosine of pairs (of one window) and of its square; 1 without pairs."""
-        n = units.shape[1]
-        size = self.window or max(n, 1)
-        parts = [_moments(units[:, i : i + size], gram) for i in range(0, n, size)]
-        pairs = sum(part[0] for part in parts)
-        if not pairs:
-            return np.ones(len(units)), np.ones(len(units))
-        cosines, squares = (np.stack([part[i] for part in parts]) for i in (1, 2))
-        return cosines.sum(axis=0) / pairs, squares.sum(axis=0) / pairs
-
-
-_MOST_CUTS = 64
-_POWERS = {4: (5, 7), 8: (24, 0)}
-"""Squarings and products, by the size of a number: in float32 an axis among nearly equal ones is
-good enough."""
-
-
-_FEW = 1 << 18  # numbers whose sums are not worth another thread
+_COLUMNS = tuple(CoherenceMetric)
 
 
 @functools.lru_cache(maxsize=8)
 def _places(n: int, sample: int) -> Array:
     """Which of n keys are looked at."""
     return np.sort(np.random.default_rng(0).permutation(n)[:sample])
-
-
-def _gram(units: Array) -> Array:
-    return np.asarray(np.matmul(units.swapaxes(-1, -2), units).astype(np.float64))
-
-
-def principal_axis(units: Array) -> tuple[Array, Array]:
-    """The direction along which unit vectors (heads, n, d) vary most, with a sign of its own.
-
-    Returns it, (heads, d), and the sums of products of coordinates, (heads, d, d), in float64. The
-    covariance matrix is squared until it has rank one, in units of its trace, and a column is
-    multiplied by what is left: k squarings and m products are (m + 1) · 2ᵏ power iterations.
-    O(n d² + d³).
-    """
-    from polyattn_core.simd import threads
-
-    from .kernels import axis_kernel
-
-    heads, _, size = units.shape
-    gram = np.empty((heads, size, size))
-    axis = np.empty((heads, size), units.dtype)
-    given = (np.ascontiguousarray(units), *_POWERS[units.itemsize], gram, axis)
-    threads.run(axis_kernel(units.dtype.name).compile(), given, heads, threads.limit())
-    length = np.linalg.norm(axis, axis=-1, keepdims=True)
-    first = np.eye(size)[0]  # where nothing varies
-    largest = np.take_along_axis(axis, np.abs(axis).argmax(axis=-1)[..., None], axis=-1)
-    signed = np.where(largest > 0, length, -length)
-    axis = np.where(length > 0, axis / np.where(length > 0, signed, 1), first)
-    return np.asarray(axis.astype(units.dtype)), gram
-
-
-def _prefix_sums(units: Array, order: Array, ends: Array) -> Array:
-    """Of unit vectors (heads, n, d): sums of the first `ends` (heads, ends) in an order."""
-    from polyattn_core.simd import threads
-
-    from .kernels import sums_kernel
-
-    heads, _, size = units.shape
-    sums = np.empty((heads, ends.shape[1], size))
-    given = (np.ascontiguousarray(units), order, ends, sums)
-    workers = 1 if units.size < _FEW else threads.limit()
-    threads.run(sums_kernel(units.dtype.name).compile(), given, heads, workers)
-    return sums
-
-
-def all_borders(n: int) -> Array:
-    """Where n keys in a row may be cut: everywhere, or at 64 places evenly apart."""
-    if n - 1 <= _MOST_CUTS:
-        return np.arange(1, max(n, 1))
-    return np.linspace(1, n - 1, _MOST_CUTS).round().astype(np.int64)
-
-
-def least_cut(units: Array, order: Array, borders: Array) -> tuple[Array, Array]:
-    """Of keys (heads, n, d): the least normalised cut of the first in an order, and where it is.
-
-    The cut is over that of evenly similar keys.
-    """
-    heads, n, _ = units.shape
-    if n < 2 or not len(borders):
-        return np.ones(heads), np.zeros(heads, np.int64)
-    ends = np.broadcast_to(np.append(borders, n), (heads, len(borders) + 1))
-    sums = _prefix_sums(units, order, ends)
-    whole, left, sizes = sums[:, -1, :, None], sums[:, :-1], borders.astype(np.float64)
-    to_whole = np.matmul(left, whole)[..., 0]
-    cut = (sizes * (n - sizes) + to_whole - np.einsum("hpd,hpd->hp", left, left)) / 2
-    # Volumes: each key's weights with all others, without itself.
-    left_volume = (n * sizes + to_whole) / 2 - sizes
-    volume = (n * n + np.einsum("hd,hd->h", whole[..., 0], whole[..., 0])) / 2 - n
-    with np.errstate(divide="ignore", invalid="ignore"):
-        normalised = cut / left_volume + cut / (volume[:, None] - left_volume)
-    # Sides without weights inside or out count as cut off.
-    normalised = np.where(np.isfinite(normalised), np.maximum(normalised, 0), 0)
-    even = n / (n - 1)  # (n − s)/(n − 1) + s/(n − 1), whatever the sizes
-    best = np.argmin(normalised, axis=-1)
-    least = np.take_along_axis(normalised, best[:, None], axis=-1)[:, 0]
-    return np.minimum(least / even, 1.0), borders[best]
-
-
-def _boundary(sums: Array, sizes: Array) -> Array:
-    """Of the sums (heads, parts, d) and sizes of parts: what crosses over what would evenly."""
-    n = sizes[0].sum()
-    inside = (sizes**2 + np.einsum("hpd,hpd->hp", sums, sums)).sum(axis=1) / 2 - n
-    whole = sums.sum(axis=1)
-    total = (n**2 + np.einsum("hd,hd->h", whole, whole)) / 2 - n
-    even = 1 - (sizes * (sizes - 1)).sum(axis=1) / (n * (n - 1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.clip(1 - inside / total, 0, None) / even
-    # Without similarity, or with everything on one side, nothing crosses that could.
-    return np.where((total > 1e-9 * n) & (even > 0), np.minimum(share, 1), 1.0)
-
-
-def _stacks(keys: Array) -> list[Array]:
-    """Unit vectors, (heads, n, d); an array for each head where some do not count."""
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        if keys.dtype == np.float32:  # whose squares neither overflow nor vanish in float64
-            units = scaled(keys[None], 1 / lengths(keys[None]))[0]
-        else:
-            small = keys / np.abs(keys).max(axis=-1, keepdims=True)
-            units = small / np.sqrt(np.einsum("...d,...d->...", small, small))[..., None]
-    good = np.isfinite(units).all(axis=-1)
-    if good.all():
-        return [units]
-    return [each[kept][None] for each, kept in zip(units, good, strict=True)]
-
-
-def _moments(units: Array, gram: Array | None) -> tuple[int, Array, Array]:
-    """Number of pairs i ≠ j, sums of their cosines, and of the squares of these, by head."""
-    n = units.shape[1]
-    whole = units.sum(axis=1, dtype=np.float64)
-    gram = _gram(units) if gram is None else gram
-    cosines = np.einsum("hd,hd->h", whole, whole) - n
-    return n * (n - 1), cosines, np.einsum("hij,hij->h", gram, gram) - n

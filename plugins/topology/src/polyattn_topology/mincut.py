@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from polyattn_core.arrays import Array
 from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
-
-from .coherence import _stacks, all_borders, least_cut, principal_axis
 
 
 class MincutGated(StreamingMechanism):
@@ -49,28 +46,17 @@ class MincutGated(StreamingMechanism):
 
         Sides are 0 where the cut is not cheap enough, or a token has no direction.
         """
-        batch, key_heads = key.shape[:2]
-        group = query.shape[1] // key_heads
-        of_query = np.zeros(query.shape[:3], query.dtype)
-        of_key = np.zeros(key.shape[:3], key.dtype)
-        values = np.ones((batch, key_heads))
-        for index in np.ndindex(batch, key_heads):
-            # In float64: where two cuts are nearly equal, rounding would choose.
-            units = _stacks(key[index][None].astype(np.float64))[0]
-            if units.shape[1] < 2:
-                continue
-            axis = principal_axis(units)[0][0]
-            along = units[0] @ axis
-            order = np.argsort(along)
-            along = along[order]
-            [values[index]], [at] = least_cut(units, order[None], all_borders(len(along)))
-            if values[index] >= self.config.threshold:
-                continue
-            border = (along[at - 1] + along[at]) / 2
-            of_key[index] = _side(key[index], axis, border)
-            heads = slice(index[1] * group, (index[1] + 1) * group)
-            of_query[index[0], heads] = _side(query[index[0], heads], axis, border)
-        return of_query, of_key, values
+        from .cuts import measured, sides
+
+        lead = key.shape[:2]
+        # In float64: where two cuts are nearly equal, rounding would choose.
+        metrics, axes, places = measured(
+            key.reshape((-1, *key.shape[2:])), "float64", moments=False
+        )
+        cuts = metrics[:, 1].reshape(lead)
+        places = np.where(cuts < self.config.threshold, places.reshape(lead), np.nan)
+        axes = axes.reshape((*lead, -1))
+        return sides(query, axes, places), sides(key, axes, places), cuts
 
     def _gated(self, call: Call) -> Call:
         """Three more coordinates make the score lose strength/2 · (1 − side · side).
@@ -109,12 +95,3 @@ class MincutGated(StreamingMechanism):
             return replace(found, query=found.query[..., :size], key=found.key[..., :size])
 
         return output, pullback
-
-
-def _side(tokens: Array, axis: Array, border: Any) -> Array:
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        tokens = tokens.astype(np.float64)
-        small = tokens / np.abs(tokens).max(axis=-1, keepdims=True)
-        unit = small / np.sqrt(np.einsum("...d,...d->...", small, small))[..., None]
-        side = np.where(unit @ axis > border, 1, -1)
-    return np.asarray(np.where(np.isfinite(unit).all(axis=-1), side, 0))
