@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from polyattn_core.errors import ArgumentError, DataError, ShapeError
 from polyattn_topology import CoherenceMetric, WindowCoherence, persistence_h0
+from polyattn_topology.reference import cheapest_cut
 
 METRICS = tuple(CoherenceMetric)
 
@@ -112,6 +113,30 @@ def test_batches_and_keys_that_do_not_count(rng):
     assert WindowCoherence()(np.full((4, 3), np.nan)) == 1
     np.testing.assert_allclose(WindowCoherence()(1e200 * keys), whole)
     np.testing.assert_allclose(WindowCoherence()(keys.astype(np.float32)), whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_layouts_of_memory(rng, window):
+    keys = rng.standard_normal((2, 3, 65, 6))
+    coherence = WindowCoherence(window=window)
+    strided = np.zeros((2, 65, 3, 12))
+    strided[..., ::2] = keys.swapaxes(1, 2)
+    view = strided.swapaxes(1, 2)[..., ::2]
+    before = view.copy()
+    np.testing.assert_array_equal(coherence(view), coherence(keys))
+    np.testing.assert_array_equal(view, before)
+    each = [[coherence(keys[b, h]) for h in range(3)] for b in range(2)]
+    np.testing.assert_array_equal(coherence(keys), each)
+    half = keys.astype(np.float16)
+    np.testing.assert_allclose(coherence(half), coherence(half.astype(float)), atol=0.02)
+    assert coherence(keys[:, :0, :]).shape == (2, 0)
+
+
+@pytest.mark.parametrize("n", [66, 300])
+def test_at_most_64_cuts_evenly_apart(rng, n):
+    keys = rng.standard_normal((n, 3)) + 0.2
+    expected, _, _, _ = cheapest_cut(keys)
+    assert one("cut-proxy", keys) == pytest.approx(expected)
 
 
 def test_a_sample_of_keys(rng):

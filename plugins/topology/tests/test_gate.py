@@ -253,6 +253,39 @@ def test_cut(create, rng, camps):
     assert raised.sides(x[None, None], x[None, None])[1].all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [2, 63, 65, 130])
+def test_cuts_of_each_key_head(create, rng, dtype, n):
+    gated = create("mincut-gated", dim=32, heads=4, kv_heads=2, threshold=4.0)
+    query = rng.standard_normal((2, 4, 9, 8)).astype(dtype)
+    key = rng.standard_normal((2, 2, n, 8)).astype(dtype)
+    query[1, 2, 3] = 0
+    of_query, of_key, values = gated.sides(query, key)
+    assert of_query[1, 2, 3] == 0
+    for b, h in np.ndindex(2, 2):
+        value, side, axis, border = cheapest_cut(key[b, h].astype(float))
+        assert values[b, h] == pytest.approx(value)
+        sign = 1 if (of_key[b, h, 0] > 0) == side[0] else -1
+        np.testing.assert_array_equal(sign * of_key[b, h] > 0, side)
+        for own in (2 * h, 2 * h + 1):
+            along = query[b, own] @ axis / np.linalg.norm(query[b, own], axis=-1).clip(1e-9)
+            seen = of_query[b, own] != 0
+            np.testing.assert_array_equal(
+                (sign * of_query[b, own] > 0)[seen], (along > border)[seen]
+            )
+
+
+def test_keys_without_direction_are_on_no_side(create, rng):
+    gated = create("mincut-gated", dim=8)
+    x = keys(rng, 14, camps=True)[None, None]
+    padded = np.concatenate((x[:, :, :5], np.zeros((1, 1, 3, 8)), x[:, :, 5:]), axis=2)
+    _, alone, value = gated.sides(x, x)
+    _, found, again = gated.sides(x, padded)
+    assert value == pytest.approx(again)
+    np.testing.assert_array_equal(found[0, 0, 5:8], 0)
+    np.testing.assert_array_equal(np.delete(found, range(5, 8), axis=2), alone)
+
+
 def test_refused_options(create):
     for options in ({"causal": True}, {"position": "rope"}):
         with pytest.raises(ConfigError, match=next(iter(options))):

@@ -21,7 +21,9 @@ from . import notices
 from .cache import KernelCache, sources_digest
 
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
-"""All but `nnan` and `ninf`, with which a masked row turns into NaN and `isnan` lies."""
+"""All but `nnan` and `ninf`, with which a masked row turns into NaN and `isnan` lies.
+
+`math.isfinite` still does, as x − x counts as 0: compare with infinity."""
 
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 

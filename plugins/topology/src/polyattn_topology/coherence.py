@@ -86,7 +86,7 @@ class WindowCoherence:
         array = as_array(keys, "keys")
         if array.ndim < 2 or 0 in array.shape[-2:]:
             raise ShapeError("keys", array.shape, "(…, keys, size), neither empty")
-        from .cuts import measured
+        from .kernels.cuts import measured
 
         lead = array.shape[:-2]
         if self.sample is not None and array.shape[-2] > self.sample:

@@ -207,7 +207,7 @@ class TopologyGatedAttention(Mechanism):
 
 def fingerprint(array: Array) -> str:
     """A short text that tells arrays apart by shape, dtype and content; reads memory once."""
-    from .kernels import fingerprint_kernel
+    from .kernels.fingerprint import fingerprint_kernel
 
     # In the order in which it lies in memory, where there are no gaps, nothing is copied.
     order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))

@@ -46,7 +46,7 @@ class MincutGated(StreamingMechanism):
 
         Sides are 0 where the cut is not cheap enough, or a token has no direction.
         """
-        from .cuts import measured, sides
+        from .kernels.cuts import measured, sides
 
         lead = key.shape[:2]
         # In float64: where two cuts are nearly equal, rounding would choose.

@@ -28,7 +28,7 @@ def persistence_h0(points: Any) -> Array:
     >>> persistence_h0([[0.0], [1.0], [5.0], [7.0]])
     array([1., 2., 4.])
     """
-    from .kernels import spanning_tree_kernel
+    from .kernels.spanning_tree import spanning_tree_kernel
 
     array = as_array(points, "points")
     if array.ndim < 2 or 0 in array.shape:

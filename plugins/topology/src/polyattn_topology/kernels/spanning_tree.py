@@ -1,4 +1,4 @@
-"""Kernels: a fingerprint of memory, the minimum spanning tree of points."""
+"""The minimum spanning tree of points."""
 
 from __future__ import annotations
 
@@ -8,21 +8,6 @@ import numpy as np
 from numba.core import types
 
 from polyattn_core.simd.jit import Kernel
-
-MIX = np.uint64(0x9E3779B97F4A7C15)
-FOLD = np.uint64(0xFF51AFD7ED558CCD)
-SHIFT, ODD = np.uint64(29), np.uint64(1)
-
-
-def _fingerprint(words, out):
-    """Sum of hashed words times numbers that depend on their places; vectorises."""
-    total = np.uint64(0)
-    place = np.uint64(0)
-    for i in range(words.shape[0]):
-        place += MIX
-        word = words[i]
-        total += (word ^ (word >> SHIFT)) * FOLD * (place | ODD)
-    out[0] = total
 
 
 def _spanning_tree(points, distance, done, deaths):
@@ -47,13 +32,6 @@ def _spanning_tree(points, distance, done, deaths):
                 best, nearest = distance[i], i
         deaths[edge] = best
         current = nearest
-
-
-@functools.cache
-def fingerprint_kernel():
-    """The kernel over 64-bit words."""
-    words = types.Array(types.uint64, 1, "C", readonly=True)
-    return Kernel(_fingerprint, types.void(words, types.uint64[::1]), "words")
 
 
 @functools.cache

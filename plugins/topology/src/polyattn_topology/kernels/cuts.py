@@ -9,154 +9,24 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba.core import types
 
-from polyattn_core.arrays import Array
 from polyattn_core.simd import threads
 from polyattn_core.simd.jit import Kernel, inline
 from polyattn_core.simd.scores import counter_type, take_task
 from polyattn_core.simd.vector import hold, raw
 
+from .directions import direction, dot, gram_of, main_direction, unit_vectors
+
+if TYPE_CHECKING:
+    from polyattn_core.arrays import Array
+
 _MOST_CUTS = 64
-_ROWS = 256  # whose products are summed before they are added in double precision
 _POWERS = {"float32": (5, 7), "float64": (24, 0)}
 """Squarings and products: in float32 an axis among nearly equal ones is good enough."""
-
-
-@inline
-def _units(numbers, at, n, size, number, units):  # type: ignore[no-untyped-def]
-    """Unit vectors of rows, closed up where one has no direction; how many have one."""
-    count = 0
-    for i in range(n):
-        row, to = at + i * size, count * size
-        largest = 0.0
-        for j in range(size):
-            largest = max(largest, abs(np.float64(numbers[row + j])))
-        square = 0.0
-        for j in range(size):
-            small = np.float64(numbers[row + j]) / largest
-            square += small * small
-        factor = 1.0 / math.sqrt(square)
-        if not math.isfinite(factor):
-            continue
-        for j in range(size):
-            units[to + j] = number(np.float64(numbers[row + j]) / largest * factor)
-        count += 1
-    return count
-
-
-@inline
-def _add_products(units, at, count, size, total):  # type: ignore[no-untyped-def]
-    """total[i, j] += Σ u[i] · u[j] over rows, four at a time."""
-    whole = count - count % 4
-    for r in range(0, whole, 4):
-        a = at + r * size
-        b, c, d = a + size, a + 2 * size, a + 3 * size
-        for i in range(size):
-            w, x, y, z = units[a + i], units[b + i], units[c + i], units[d + i]
-            row = i * size
-            for j in range(size):
-                total[row + j] += (w * units[a + j] + x * units[b + j]) + (
-                    y * units[c + j] + z * units[d + j]
-                )
-    for r in range(whole, count):
-        a = at + r * size
-        for i in range(size):
-            w = units[a + i]
-            for j in range(size):
-                total[i * size + j] += w * units[a + j]
-
-
-@inline
-def _gram(units, at, count, size, zero, matrix, gram):  # type: ignore[no-untyped-def]
-    """Sums of products of coordinates over rows, in double precision."""
-    cells = size * size
-    for x in range(cells):
-        gram[x] = 0.0
-    for r in range(0, count, _ROWS):
-        for x in range(cells):
-            matrix[x] = zero
-        _add_products(units, at + r * size, min(_ROWS, count - r), size, matrix)
-        for x in range(cells):
-            gram[x] += matrix[x]
-
-
-@inline
-def _times(left, at, matrix, to, into, size, zero):  # type: ignore[no-untyped-def]
-    """Row to[into:] = left[at:] · matrix."""
-    for j in range(size):
-        to[into + j] = zero
-    whole = size - size % 4
-    for k in range(0, whole, 4):
-        w, x, y, z = left[at + k], left[at + k + 1], left[at + k + 2], left[at + k + 3]
-        a, b, c, d = k * size, (k + 1) * size, (k + 2) * size, (k + 3) * size
-        for j in range(size):
-            to[into + j] += (w * matrix[a + j] + x * matrix[b + j]) + (
-                y * matrix[c + j] + z * matrix[d + j]
-            )
-    for k in range(whole, size):
-        factor = left[at + k]
-        for j in range(size):
-            to[into + j] += factor * matrix[k * size + j]
-
-
-@inline
-def _trace(matrix, size, zero):  # type: ignore[no-untyped-def]
-    total = zero
-    for i in range(size):
-        total += matrix[i * size + i]
-    return total
-
-
-@inline
-def _dot(left, right, size):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for j in range(size):
-        total += left[j] * right[j]
-    return total
-
-
-@inline
-def _axis(matrix, square, size, powers, zero, nearly, axis, following):  # type: ignore[no-untyped-def]
-    """The direction of most variance by a covariance matrix, which is lost; its sign its own.
-
-    The matrix is squared until it has rank one, in units of its trace, and a column is multiplied
-    by what is left: k squarings and m products are (m + 1) · 2ᵏ power iterations.
-    """
-    for _ in range(powers[0]):
-        trace = _trace(matrix, size, zero)
-        factor = (zero + 1) / trace if trace > zero else zero + 1
-        for x in range(size * size):
-            matrix[x] *= factor
-        for i in range(size):
-            _times(matrix, i * size, matrix, square, i * size, size, zero)
-        if _trace(square, size, zero) > nearly:
-            break
-        for x in range(size * size):
-            matrix[x] = square[x]
-    column = 0
-    for i in range(1, size):
-        if matrix[i * size + i] > matrix[column * size + column]:
-            column = i
-    for i in range(size):
-        axis[i] = matrix[column * size + i]
-    for _ in range(powers[1]):
-        _times(axis, 0, matrix, following, 0, size, zero)
-        for i in range(size):
-            axis[i] = following[i]
-    largest = 0
-    for i in range(1, size):
-        if abs(axis[i]) > abs(axis[largest]):
-            largest = i
-    length = math.sqrt(_dot(axis, axis, size))
-    for i in range(size):  # the first direction where nothing varies
-        if length > 0:
-            axis[i] /= length if axis[largest] > zero else -length
-        else:
-            axis[i] = zero + (i == 0)
 
 
 @inline
@@ -181,7 +51,7 @@ def _walk(units, order, n, size, window, middle, whole, total, before, metrics):
 
     Parts are windows, or what is before and behind `middle`.
     """
-    square = _dot(whole, whole, size)
+    square = dot(whole, whole, size)
     volume = (float(n) * n + square) / 2 - n
     for j in range(size):
         total[j] = before[j] = 0.0
@@ -194,12 +64,12 @@ def _walk(units, order, n, size, window, middle, whole, total, before, metrics):
         for j in range(size):
             total[j] += units[at + j]
         if done == border and done < n:
-            to_whole = _dot(total, whole, size)
-            cut = (float(done) * (n - done) + to_whole - _dot(total, total, size)) / 2
+            to_whole = dot(total, whole, size)
+            cut = (float(done) * (n - done) + to_whole - dot(total, total, size)) / 2
             left = (float(n) * done + to_whole) / 2 - done
             normalised = cut / left + cut / (volume - left)
             # A side without weights inside or out counts as cut off.
-            normalised = max(normalised, 0.0) if math.isfinite(normalised) else 0.0
+            normalised = max(normalised, 0.0) if normalised < np.inf else 0.0
             if normalised < least:
                 least, cut_at = normalised, done
             place += 1
@@ -244,7 +114,7 @@ def _kernel(dtype: str, precision: str) -> Kernel:
             h = take_task(counter)
             if h >= heads:
                 break
-            count = _units(flat, h * n * size, n, size, number, units)
+            count = unit_vectors(flat, h * n * size, n, size, number, units)
             for j in range(size):
                 whole[j] = 0.0
             pairs, cosines, squares = 0.0, 0.0, 0.0
@@ -259,10 +129,10 @@ def _kernel(dtype: str, precision: str) -> Kernel:
                 for j in range(size):
                     whole[j] += part[j]
                 if moments or window == 0:
-                    _gram(units, first * size, rows, size, zero, matrix, gram)
+                    gram_of(units, first * size, rows, size, zero, matrix, gram)
                     pairs += float(rows) * (rows - 1)
-                    cosines += _dot(part, part, size) - rows
-                    squares += _dot(gram, gram, cells) - rows
+                    cosines += dot(part, part, size) - rows
+                    squares += dot(gram, gram, cells) - rows
             mean = cosines / pairs if pairs > 0 else 1.0
             spread = math.sqrt(max(squares / pairs - mean * mean, 0.0)) if pairs > 0 else 0.0
             metrics[h, 2] = min(max(mean, 0.0), 1.0)
@@ -280,7 +150,7 @@ def _kernel(dtype: str, precision: str) -> Kernel:
                         product = gram[i * size + j] / count
                         product -= whole[i] / count * (whole[j] / count)
                         matrix[i * size + j] = number(product)
-                _axis(matrix, square, size, powers, zero, nearly, axis, following)
+                main_direction(matrix, square, size, powers, number, nearly, axis, following)
                 centre = 0.0
                 for i in range(count):
                     place = zero
@@ -343,16 +213,11 @@ def _sides_kernel(dtype: str) -> Kernel:
             axis = raw(axes[b, h // group])
             for i in range(n):
                 at = (task * n + i) * size
-                largest = 0.0
+                largest, factor = direction(flat, at, size)
+                along = 0.0
                 for j in range(size):
-                    largest = max(largest, abs(np.float64(flat[at + j])))
-                along, square = 0.0, 0.0
-                for j in range(size):
-                    small = np.float64(flat[at + j]) / largest
-                    square += small * small
-                    along += small * axis[j]
-                along /= math.sqrt(square)
-                if math.isfinite(along) and not math.isnan(place):
+                    along += np.float64(flat[at + j]) / largest * factor * axis[j]
+                if factor > 0 and abs(place) < np.inf:
                     found[b, h, i] = 1 if along > place else -1
                 else:
                     found[b, h, i] = 0

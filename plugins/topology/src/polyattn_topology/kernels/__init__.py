@@ -1,0 +1,1 @@
+"""Kernels: cuts and coherence of the key graph, minimum spanning trees, fingerprints of memory."""
