@@ -290,3 +290,52 @@ def test_refused_options(create):
     for options in ({"causal": True}, {"position": "rope"}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             create("mincut-gated", dim=4, **options)
+
+
+def test_calls_alike_go_through_every_mode(create, rng):
+    """Arguments of shapes that are known take a shorter way, which shows in nothing."""
+    gated = create("topology-gated", dim=16, heads=2, cautious_options={"k": 3})
+    query, value = rng.standard_normal((2, 1, 2, 12, 8))
+    steady = np.stack([keys(rng) for _ in range(2)])[None]
+    camps = np.stack([keys(rng, camps=True) for _ in range(2)])[None]
+    half = (steady + camps)[..., ::-1, :].copy()
+    measured = []
+    for each in (steady, steady, camps, steady, half, half, camps, steady):
+        gated.reset()
+        expected = gated(
+            *(x.transpose(0, 2, 1, 3).reshape(1, 12, 16) for x in (query, each, value))
+        )
+        expected = expected.reshape(1, 12, 2, 8).transpose(0, 2, 1, 3)
+        gated.reset()
+        np.testing.assert_array_equal(gated.attend(query, each, value), expected)
+        np.testing.assert_array_equal(gated.attend(query, each, value), expected)
+        measured.append((gated.current_mode, gated.state.measured))
+    assert {mode for mode, _ in measured} > {STABLE}
+    assert {count for _, count in measured} == {1}
+
+
+def test_frozen_calls_alike_admit_no_more(create, rng):
+    gated = create("topology-gated", dim=8)
+    few, many = keys(rng, 6)[None, None], keys(rng, 12, camps=True)[None, None]
+    gated.attend(few, few, few)
+    gated.attend(few, many, many)
+    assert gated.current_mode is FREEZE
+    for _ in range(2):
+        found = gated.attend(few, many, many)[0, 0]
+        np.testing.assert_allclose(found, attend(few[0, 0], many[0, 0, :6], many[0, 0, :6]))
+
+
+def test_known_shapes_are_checked_and_seen_on_the_bus(create, rng):
+    gated = create("topology-gated", dim=8)
+    x = keys(rng)[None, None]
+    gated.attend(x, x, x)
+    state = gated.state
+    with pytest.raises(ArgumentError, match="value"):
+        gated.attend(x, 2 * x, x[..., :5, :])
+    assert gated.state == state
+    events: list[diagnostics.AttentionComputed] = []
+    undo = diagnostics.subscribe(diagnostics.AttentionComputed, events.append)
+    gated.attend(x, x, x)
+    undo()
+    assert [event.name for event in events] == ["topology/topology-gated"]
+    assert copy.deepcopy(gated).attend(x, x, x).shape == x.shape
