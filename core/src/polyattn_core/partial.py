@@ -44,9 +44,10 @@ class PartialState:
         with np.errstate(invalid="ignore"):  # NaN stays NaN
             total = functools.reduce(np.logaddexp, (state.log_sum_exp for state in states))
         base = np.where(np.isneginf(total), 0, total)
-        output = np.zeros_like(self.output)
-        for state in states:
-            output += _weighted(state.output, np.exp(state.log_sum_exp - base)[..., None])
+        weights = [np.exp(state.log_sum_exp - base)[..., None] for state in states]
+        output = _weighted(self.output, weights[0])
+        for other, weight in zip(others, weights[1:], strict=True):
+            output += _weighted(other.output, weight)
         return PartialState(output, total, self.sink, self.dtype)
 
     def finish(self) -> Array:
@@ -61,5 +62,8 @@ class PartialState:
 
 
 def _weighted(output: Array, weight: Array) -> Array:
+    if weight.all():
+        found: Array = output * weight
+        return found
     # A part that has no weight does not count, even where its values are not finite.
     return np.multiply(output, weight, out=np.zeros_like(output), where=weight != 0)

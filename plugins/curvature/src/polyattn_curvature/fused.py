@@ -217,10 +217,23 @@ class QuantisedMixedCurvature(MixedCurvatureFusedAttention):
 
     def pack(self, key: Any) -> PackedVectors:
         """Keys (…, key heads, keys, head size), log-mapped and packed. Positions are not in it."""
-        array = np.asarray(key, np.float64)
-        flat = array.reshape((-1, *array.shape[-3:]))
-        tangent, _ = self._tangent(flat, self._curvatures(), "key")
-        return self.quantizer.pack(tangent.reshape(array.shape))
+        array = np.asarray(key)
+        packed = self._packed(array.reshape((-1, *array.shape[-3:])))
+        return PackedVectors(
+            *(x.reshape((*array.shape[:-1], x.shape[-1])) for x in (packed.codes, packed.steps))
+        )
+
+    def _packed(self, key: Array) -> PackedVectors:
+        """Keys (batch, key heads, keys, head size), mapped in double precision."""
+        kappa, quantizer = self._curvatures(), self.quantizer
+        parts = [
+            quantizer.pack(self._tangent(part.astype(np.float64), kappa, "key")[0])
+            for part in np.split(key, range(self.config.chunk, key.shape[2], self.config.chunk), 2)
+        ]
+        return PackedVectors(
+            np.concatenate([part.codes for part in parts], axis=2),
+            np.concatenate([part.steps for part in parts], axis=2),
+        )
 
     def attend_packed(self, query: Any, packed: PackedVectors, value: Any, **options: Any) -> Array:
         """`attend` with keys from :meth:`pack`; options are those of `attend`.
@@ -248,11 +261,8 @@ class QuantisedMixedCurvature(MixedCurvatureFusedAttention):
         return state.output, {"log_sum_exp": state.log_sum_exp} if wanted else {}
 
     def _partial(self, call: Call) -> PartialState:
-        wide = replace(call, query=call.query.astype(np.float64), key=call.key.astype(np.float64))
-        query, key, _ = self._turned(wide)
-        tangent, _ = self._tangent(key, self._curvatures(), "key")
-        packed = self.quantizer.pack(tangent)
-        return self._over_chunks(replace(call, query=query.astype(call.dtype)), packed)
+        query, key, _ = self._turned(call)
+        return self._over_chunks(replace(call, query=query), self._packed(key))
 
     def _over_chunks(self, call: Call, packed: PackedVectors) -> PartialState:
         group = call.query.shape[1] // packed.codes.shape[1]

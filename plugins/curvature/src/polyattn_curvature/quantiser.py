@@ -91,13 +91,10 @@ class ComponentQuantizer:
             safe = np.where(step > 0, step, 1).astype(np.float64)[..., None]
             with np.errstate(invalid="ignore"):
                 codes = np.clip(np.rint(part / safe), -most, most)
-            codes = np.where(np.isfinite(codes), codes, 0).astype(np.int32) + most
-            places = np.arange(bits - 1, -1, -1)
-            pieces.append(
-                ((codes[..., None] >> places) & 1)
-                .astype(np.uint8)
-                .reshape((*part.shape[:-1], part.shape[-1] * bits))
-            )
+            codes = np.where(np.isfinite(codes), codes, 0) + most
+            whole = np.unpackbits(_octets(codes, bits), axis=-1)
+            each = whole.reshape((*part.shape, -1))[..., -bits:]
+            pieces.append(each.reshape((*part.shape[:-1], part.shape[-1] * bits)))
         packed = np.packbits(np.concatenate(pieces, axis=-1), axis=-1)
         return PackedVectors(packed, np.stack(steps, axis=-1))
 
@@ -111,9 +108,9 @@ class ComponentQuantizer:
             start += size * bits
             weights = (1 << np.arange(bits - 1, -1, -1)).astype(dtype)
             codes = piece.reshape((*piece.shape[:-1], size, bits)) @ weights
-            parts.append(
-                (codes - ((1 << (bits - 1)) - 1)) * packed.steps[..., place, None].astype(dtype)
-            )
+            codes -= (1 << (bits - 1)) - 1
+            codes *= packed.steps[..., place, None].astype(dtype)
+            parts.append(codes)
         return np.concatenate(parts, axis=-1)
 
     def error_bound(self, packed: PackedVectors) -> Array:
@@ -121,3 +118,8 @@ class ComponentQuantizer:
         half = np.repeat(packed.steps.astype(np.float64), self.sizes, axis=-1) / 2
         most = np.repeat([1 << (b - 1) for b in self.bits], self.sizes)
         return np.asarray(half * (1 + 4 * most * np.finfo(np.float32).eps))
+
+
+def _octets(codes: Array, bits: int) -> Array:
+    """The bytes of codes (…, size), the most significant first: (…, size · bytes of a code)."""
+    return np.ascontiguousarray(codes.astype("u1" if bits <= 8 else ">u2")).view(np.uint8)
