@@ -14,8 +14,8 @@ from scipy.stats import entropy
 from sklearn.neighbors import NearestNeighbors
 
 import polyattn as pa
-from polyattn_core import diagnostics
-from polyattn_core.errors import ArgumentError, ConfigError
+from polyattn_core import diagnostics, resolver
+from polyattn_core.errors import AmbiguousNameError, ArgumentError, ConfigError, RegistryError
 from polyattn_report import (
     Action,
     AttentionRecommendation,
@@ -258,6 +258,23 @@ def test_what_is_missing_is_said() -> None:
     report = analyze(np.random.default_rng(0).standard_normal((60, 8)))
     assert report.missing["ot-distance"] == "not installed: pip install polyattn-transport"
     assert json.loads(json.dumps(report.to_dict()))["missing"] == dict(report.missing)
+
+
+def test_what_cannot_be_found_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).standard_normal((60, 8))
+    registry = resolver.current()
+
+    class Broken:
+        def resolve(self, name: str, kind: str) -> Any:
+            if name == "ib-kl":
+                raise AmbiguousNameError(kind, name, ("a/ib-kl", "b/ib-kl"))
+            return registry.resolve(name, kind)
+
+    monkeypatch.setattr(resolver, "_resolver", Broken())
+    assert "several plugins provide a metric called 'ib-kl'" in analyze(x).missing["ib-kl"]
+    monkeypatch.setattr(resolver, "_resolver", None)
+    with pytest.raises(RegistryError, match="import polyattn"):
+        analyze(x)
 
 
 def test_monitor_follows_the_bus() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from polyattn_core import diagnostics, resolver
 from polyattn_core.arrays import Array, as_array
-from polyattn_core.errors import PolyattnError, ShapeError
+from polyattn_core.errors import PolyattnError, ShapeError, UnknownNameError
 
 from .config import ReportConfig
 from .metrics import MetricType
@@ -70,16 +70,16 @@ def measure(query: Any, key: Any, value: Any, config: ReportConfig) -> Measured:
         raise ShapeError("key", key.shape, f"a last axis of {query.shape[-1]}, like the query")
     if value.shape[-2] != key.shape[-2]:
         raise ShapeError("value", value.shape, f"{key.shape[-2]} tokens, like the key")
+    registry = resolver.current()
     values: dict[MetricType, float] = {}
     missing: dict[str, str] = {}
     for metric in MetricType:
         try:
-            factory = resolver.current().resolve(metric.value, "metric")
-        except PolyattnError:
+            factory = registry.resolve(metric.value, "metric")
+            found = float(factory(query, key, value))
+        except UnknownNameError:
             missing[metric.value] = f"not installed: pip install {PROVIDERS[metric]}"
             continue
-        try:
-            found = float(factory(query, key, value))
         except PolyattnError as error:
             missing[metric.value] = str(error)
             continue
