@@ -156,7 +156,7 @@ def test_tutorial(create: Create) -> None:
         (lambda: GraphLaplacian.from_keys(np.ones((3, 1)), k=0), ArgumentError, "k: got 0"),
         (lambda: GraphLaplacian.from_keys(np.ones((3, 1))).apply(np.ones((2, 1))), ShapeError, "x"),
         (lambda: estimate(np.ones((3, 1)), np.ones((4, 1))), ShapeError, "key, value"),
-        (lambda: estimate(np.ones((3, 1)), np.ones((3, 1)), sample=1), ArgumentError, "sample"),
+        (lambda: estimate(np.ones((3, 1)), np.ones((3, 1)), sample=0), ArgumentError, "sample"),
     ],
 )
 def test_refusals(call: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -191,39 +191,58 @@ def test_too_long_is_refused(create: Create, arrays: Arrays) -> None:
 # ---- the metric ----
 
 
-def energy_of_pairs(key: Array, value: Array) -> float:
-    distances = scipy.spatial.distance.pdist(key)
-    weights = np.exp(-0.5 * (distances / np.median(distances)) ** 2)
-    squares = scipy.spatial.distance.pdist(value, "sqeuclidean")
-    return float((weights * squares).sum() / weights.sum() / squares.mean())
+def energy_of_neighbours(key: Array, value: Array) -> float:
+    distances, near = scipy.spatial.KDTree(key).query(key, 9)
+    weights = np.exp(-0.5 * (distances[:, 1:] / np.median(distances[:, 1:])) ** 2)
+    squares = ((value[:, None] - value[near[:, 1:]]) ** 2).sum(axis=2)
+    mean = scipy.spatial.distance.pdist(value, "sqeuclidean").mean()
+    return float((weights * squares).sum() / weights.sum() / mean)
 
 
 def test_energy() -> None:
     rng = np.random.default_rng(0)
-    key, value = rng.standard_normal((3, 100, 4)), rng.standard_normal((3, 100, 2))
+    key, value = 50 + rng.standard_normal((3, 70, 4)), rng.standard_normal((3, 70, 2))
     value[1] = key[1, :, :2]
-    expected = [energy_of_pairs(k, v) for k, v in zip(key, value, strict=True)]
+    expected = [energy_of_neighbours(k, v) for k, v in zip(key, value, strict=True)]
     assert diffusion_energy(key, key, value) == pytest.approx(np.mean(expected), rel=1e-9)
-    assert expected[1] < 0.9
+    assert expected[1] < 0.5 < 0.9 < expected[0] < 1.1
+    assert estimate(key, value).standard_error == 0
+    by_head = [diffusion_energy(k, k, v) for k, v in zip(key, value, strict=True)]
+    np.testing.assert_allclose(by_head, expected, rtol=1e-9)
+
+
+def test_energy_of_what_has_none() -> None:
+    key, value = np.random.default_rng(0).standard_normal((2, 3, 60, 2))
     assert diffusion_energy(key, key, np.ones_like(value)) == 0
     assert diffusion_energy(key[:, :1], key[:, :1], value[:, :1]) == 0
-    # Twins that disagree, far apart from each other: like keys carry unlike values.
-    place = np.repeat(np.arange(40.0) * 100, 2)[:, None]
-    sign = np.tile([1.0, -1.0], 40)[:, None]
-    near = np.exp(-0.5 * (place - place.T) ** 2)
-    assert near.sum() == pytest.approx(160)
-    assert diffusion_energy(place, place, sign) > 1
+    assert diffusion_energy(key[:0], key[:0], value[:0]) == 0
+    assert diffusion_energy(key[:, :2], key[:, :2], value[:, :2]) == pytest.approx(1)
+    assert 0.5 < diffusion_energy(np.ones_like(key), key, value) < 1.5
 
 
-def test_sampled_energy_and_its_error() -> None:
+def test_energy_tells_clusters_from_noise() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(6), 40)
+    key = 5 * rng.standard_normal((6, 32))[labels] + rng.standard_normal((240, 32))
+    assert diffusion_energy(key, key, np.eye(6)[labels]) == 0
+    assert diffusion_energy(key, key, key) < 0.1
+    assert diffusion_energy(key, key, rng.standard_normal((240, 32))) == pytest.approx(1, abs=0.05)
+    # Twins that disagree: like keys carry unlike values.
+    place = np.repeat(np.arange(40.0) * 100, 2)[:, None] + np.tile([0.0, 1.0], 40)[:, None]
+    assert diffusion_energy(place, place, np.tile([1.0, -1.0], 40)[:, None]) > 1.1
+
+
+@pytest.mark.parametrize("sample", [64, 256])
+def test_sampled_energy_and_its_error(sample: int) -> None:
     rng = np.random.default_rng(0)
     key = rng.standard_normal((3000, 4))
     value = np.tanh(key[:, :2]) + 0.5 * rng.standard_normal((3000, 2))
-    exact = energy_of_pairs(key, value)
-    found = [estimate(key, value, sample=256, seed=seed) for seed in range(20)]
+    exact = energy_of_neighbours(key, value)
+    found = [estimate(key, value, sample=sample, seed=seed) for seed in range(40)]
     misses = np.array([e.value - exact for e in found])
     errors = np.array([e.standard_error for e in found])
     assert (errors > 0).all()
-    # The stated error is of the size of the real one.
-    assert 0.4 < np.sqrt((misses**2).mean()) / errors.mean() < 2.5
-    assert diffusion_energy(key, key, value) == pytest.approx(exact, rel=0.05)
+    # The stated error is of the size of the real one, and there is no bias beside it.
+    assert 0.6 < np.sqrt((misses**2).mean()) / errors.mean() < 1.6
+    assert abs(misses.mean()) < 4 * errors.mean() / np.sqrt(40)
+    assert diffusion_energy(key, key, value) == pytest.approx(exact, rel=0.15)
