@@ -16,7 +16,7 @@ from polyattn_core.mechanism import Call, Gradients, Pullback
 from polyattn_core.streaming import StreamingMechanism
 
 from .config import FilterConfig, KeyGraphConfig, LaplacianType
-from .filters import Polynomial
+from .filters import Filter, Tape
 from .graph import CompleteGraph, KeyGraph, NeighbourGraph
 from .laplacian import GraphLaplacian
 from .operators import Laplacian, Operator, Transposed
@@ -61,8 +61,8 @@ class KeyGraphMechanism(StreamingMechanism):
     # ---- what a mechanism says ----------------------------------------------------------------
 
     @abstractmethod
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
-        """The polynomial in the operator, and the pullback of its coefficients."""
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
+        """The function of the operator, and the pullback of its coefficients."""
 
     def _operator(self, graph: KeyGraph, key: Array) -> Operator:
         """The operator on a graph."""
@@ -113,25 +113,25 @@ class KeyGraphMechanism(StreamingMechanism):
 
     # ---- the contract -------------------------------------------------------------------------
 
-    def _prepared(self, call: Call) -> tuple[Operator, Array, Polynomial, ParameterPullback]:
+    def _prepared(self, call: Call) -> tuple[Operator, Array, Filter, ParameterPullback]:
         graph = self._graph(call)
         operator = self._operator(graph, call.key)
-        polynomial, pull_parameters = self._filter(operator, call.dtype.name)
-        return operator, graph.mark(call.value), polynomial, pull_parameters
+        function, pull_parameters = self._filter(operator, call.dtype.name)
+        return operator, graph.mark(call.value), function, pull_parameters
 
     def _forward(self, call: Call) -> Array:
-        operator, value, polynomial, _ = self._prepared(call)
-        return super()._forward(replace(call, value=polynomial.apply(operator, value)))
+        operator, value, function, _ = self._prepared(call)
+        return super()._forward(replace(call, value=function.apply(operator, value)))
 
     def _vjp(self, call: Call) -> tuple[Array, Pullback]:
-        operator, value, polynomial, pull_parameters = self._prepared(call)
-        tape: list[tuple[Array, Array]] = []
-        out, pull = super()._vjp(replace(call, value=polynomial.apply(operator, value, tape)))
+        operator, value, function, pull_parameters = self._prepared(call)
+        tape: Tape = []
+        out, pull = super()._vjp(replace(call, value=function.apply(operator, value, tape)))
 
         def pullback(gradient: Array) -> Gradients:
             found = pull(gradient)
             incoming = operator.graph.mark(found.value)
-            d_value, products, d_coefficients = polynomial.pull(operator, tape, incoming)
+            d_value, products, d_coefficients = function.pull(operator, tape, incoming)
             d_key, parameters = operator.pull(products)
             parameters |= pull_parameters(d_coefficients)
             return Gradients(
@@ -141,15 +141,15 @@ class KeyGraphMechanism(StreamingMechanism):
         return out, pullback
 
     def _observe(self, call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array]]:
-        operator, value, polynomial, _ = self._prepared(call)
-        filtered = replace(call, value=polynomial.apply(operator, value))
+        operator, value, function, _ = self._prepared(call)
+        filtered = replace(call, value=function.apply(operator, value))
         taken = wanted
         if "top_weights" in wanted:  # those after the filter, which mixes all of a row
             taken = wanted - {"top_weights"} | {"weights"}
         out, found = super()._observe(filtered, taken)
         spread = {
             name: self._spread(
-                operator, polynomial, array[..., None, :] if array.ndim == 3 else array
+                operator, function, array[..., None, :] if array.ndim == 3 else array
             )
             for name, array in found.items()
         }
@@ -159,12 +159,12 @@ class KeyGraphMechanism(StreamingMechanism):
         return out, {n: x for n, x in found.items() if n in wanted | {"top_keys"}}
 
     @staticmethod
-    def _spread(operator: Operator, polynomial: Polynomial, weights: Array) -> Array:
+    def _spread(operator: Operator, function: Filter, weights: Array) -> Array:
         """Weights (batch, heads, rows, keys) after the filter."""
         batch, heads, rows, keys = weights.shape
         own = operator.graph.shape[1]
         columns = weights.reshape(batch, own, heads // own * rows, keys).swapaxes(-1, -2)
-        found = polynomial.apply(Transposed(operator), np.ascontiguousarray(columns))
+        found = function.apply(Transposed(operator), np.ascontiguousarray(columns))
         return operator.graph.mark(found).swapaxes(-1, -2).reshape(weights.shape)
 
 

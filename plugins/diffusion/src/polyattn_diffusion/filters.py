@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,21 @@ from polyattn_core.errors import ArgumentError
 from .operators import Operator, Product
 
 _MOST = 1 << 15  # terms of a series
+
+Tape = list[tuple[Array, Array]]
+"""What a forward pass leaves for the backward pass."""
+
+
+class Filter(Protocol):
+    """A function of an operator, on (batch, heads, keys, width)."""
+
+    def apply(self, operator: Operator, x: Array, tape: Tape | None = None) -> Array:
+        """f(L) x; the tape receives what `pull` needs."""
+
+    def pull(
+        self, operator: Operator, tape: Tape, gradient: Array
+    ) -> tuple[Array, list[Product], Array]:
+        """Gradients by x, by L as products, and by the coefficients (terms, heads)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +51,16 @@ class Polynomial:
         return len(self.coefficients)
 
     def _next(self, m: int, x: Array, l_x: Array, before: Array | None) -> Array:
-        found: Array = self.step * l_x - x
+        found: Array = self.step * l_x
+        found -= x
         if not self.chebyshev:
-            return -found
-        return found if before is None else 2 * found - before
+            return np.negative(found, out=found)
+        if before is not None:
+            found *= 2
+            found -= before
+        return found
 
-    def apply(
-        self, operator: Operator, x: Array, tape: list[tuple[Array, Array]] | None = None
-    ) -> Array:
+    def apply(self, operator: Operator, x: Array, tape: Tape | None = None) -> Array:
         """p(L) x; the tape receives what `pull` needs."""
         c = self.coefficients.astype(x.dtype)
         out = c[0] * x
@@ -59,7 +77,7 @@ class Polynomial:
         return result
 
     def pull(
-        self, operator: Operator, tape: list[tuple[Array, Array]], gradient: Array
+        self, operator: Operator, tape: Tape, gradient: Array
     ) -> tuple[Array, list[Product], Array]:
         """Gradients by x, by L as products, and by the coefficients (terms, heads)."""
         c = self.coefficients.astype(gradient.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,9 @@ class KeyGraph(ABC):
         """The keys in units of the bandwidth, around their mean."""
         if visible is not None:
             self.points *= visible[:, None, :, None]
+
+    positive: ClassVar[bool] = False
+    """Is the matrix of the weights positive semi-definite once its diagonal is 1 instead of 0?"""
 
     @abstractmethod
     def weigh(self, x: Array) -> Array:
@@ -135,6 +138,8 @@ def _median_distance(key: Array, pairs: tuple[Array, Array]) -> tuple[tuple[Arra
 
 class CompleteGraph(KeyGraph):
     """All pairs. Weights are computed in tiles and never stored: O(n² d) time, O(n d) memory."""
+
+    positive = True  # the Gram matrix of a Gaussian kernel
 
     def weigh(self, x: Array) -> Array:
         from .kernels import engine, gaussian

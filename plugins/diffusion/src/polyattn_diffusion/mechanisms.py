@@ -10,9 +10,10 @@ from polyattn_core.arrays import Array, as_array
 from polyattn_core.errors import ArgumentError, ShapeError
 
 from .base import KeyGraphMechanism, ParameterPullback
-from .filters import Polynomial, euler, expand, uniformised
+from .filters import Filter, Polynomial, euler, expand, uniformised
 from .graph import KeyGraph, NeighbourGraph
 from .operators import Drift, Operator
+from .resolvent import Resolvent
 
 
 def _fixed(d_coefficients: Array) -> dict[str, Array]:
@@ -58,14 +59,14 @@ class Diffusion(KeyGraphMechanism):
     [0.5 0.5 0. ]
     """
 
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
         return self._heat(operator, dtype, self.config.t), _fixed
 
     def _heat(self, operator: Operator, dtype: str, t: float) -> Polynomial:
         steps = self.config.num_steps
         if steps is not None:
             return euler(t, steps, operator.bound)
-        return expand(lambda x: np.exp(-t * x), operator.bound, self._tolerance(dtype), "t")
+        return expand(lambda x: np.exp(-t * x), operator.reach, self._tolerance(dtype), "t")
 
     def compute_diffusion(self, query: Any, keys: Any, values: Any) -> Array:
         """The output: the same as calling the mechanism."""
@@ -144,13 +145,13 @@ class MultiscaleDiffusion(KeyGraphMechanism):
     def _initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
         return {"scale_logits": np.zeros((self.config.key_heads, self.config.scales), np.float32)}
 
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
         times = self.times
         logits = self.parameters["scale_logits"].astype(np.float64)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         each = expand(
-            lambda x: np.exp(-times * x[:, None]), operator.bound, self._tolerance(dtype), "t"
+            lambda x: np.exp(-times * x[:, None]), operator.reach, self._tolerance(dtype), "t"
         )
         series = each.coefficients[:, :, 0, 0]
         mixed = Polynomial((series @ shares.T)[:, :, None, None], each.step)
@@ -170,9 +171,10 @@ class PersonalisedPageRank(KeyGraphMechanism):
 
     which for the random-walk Laplacian is Σₘ α(1 − α)ᵐ p (D^{−1}W)ᵐ v, a walk that at each step
     teleports back to the attention weights p with probability α; α = 1 is plain attention. The
-    inverse is expanded in Chebyshev polynomials to `tolerance`, O(log(1/tolerance)/√α) products of
-    O(n² d), or O(n k d) over neighbours; see :class:`Diffusion` for the graph, and for shapes,
-    errors, masks and gradients.
+    inverse is applied by conjugate gradients to `tolerance`: one product a step, of O(n² d), or of
+    O(n k d) over neighbours, and O(log(1/tolerance)/√α) steps, fewer where the graph has few
+    distinct eigenvalues; with gradients twice that. See :class:`Diffusion` for the graph, and for
+    shapes, errors, masks and gradients.
 
     References
     ----------
@@ -187,14 +189,8 @@ class PersonalisedPageRank(KeyGraphMechanism):
     array([0.23, 0.27, 0.5 ])
     """
 
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
-        alpha = self.config.alpha
-
-        def resolvent(x: Array) -> Array:
-            found: Array = alpha / (alpha + (1 - alpha) * x)
-            return found
-
-        return expand(resolvent, operator.bound, self._tolerance(dtype), "alpha"), _fixed
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
+        return Resolvent(self.config.alpha, self._tolerance(dtype)), _fixed
 
 
 class ChebyshevFilter(KeyGraphMechanism):
@@ -229,7 +225,7 @@ class ChebyshevFilter(KeyGraphMechanism):
         series[: len(found)] = found[: order + 1]
         return {"coefficients": np.tile(series, (self.config.key_heads, 1))}
 
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
         c = self.parameters["coefficients"].T[:, :, None, None]
         bound = max(operator.bound, float(np.finfo(np.float32).tiny))
         return Polynomial(c, 2 / bound), lambda found: {"coefficients": found.T}
@@ -260,14 +256,14 @@ class Wave(KeyGraphMechanism):
     array([1., 0.])
     """
 
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
         t = self.config.t
 
         def cosine(x: Array) -> Array:
             found: Array = np.cos(t * np.sqrt(np.maximum(x, 0)))
             return found
 
-        return expand(cosine, operator.bound, self._tolerance(dtype), "t"), _fixed
+        return expand(cosine, operator.reach, self._tolerance(dtype), "t"), _fixed
 
 
 class AdvectionDiffusion(KeyGraphMechanism):
@@ -308,5 +304,5 @@ class AdvectionDiffusion(KeyGraphMechanism):
         assert isinstance(graph, NeighbourGraph)
         return Drift(graph, key, self.parameters["drift"])
 
-    def _filter(self, operator: Operator, dtype: str) -> tuple[Polynomial, ParameterPullback]:
+    def _filter(self, operator: Operator, dtype: str) -> tuple[Filter, ParameterPullback]:
         return uniformised(self.config.t, operator.bound, self._tolerance(dtype)), _fixed

@@ -28,10 +28,12 @@ class Operator(ABC):
     """A linear operator L on (batch, heads, keys, width)."""
 
     graph: KeyGraph
+    measure: Array | None = None
+    """The m of the inner product Σ mᵢ xᵢ yᵢ in which L is symmetric; None for 1. Not of a drift."""
 
     @abstractmethod
     def apply(self, x: Array) -> Array:
-        """L x."""
+        """L x, a new array."""
 
     @abstractmethod
     def apply_transposed(self, y: Array) -> Array:
@@ -41,6 +43,11 @@ class Operator(ABC):
     @abstractmethod
     def bound(self) -> float:
         """At least the largest eigenvalue, or the largest rate of leaving a key."""
+
+    @property
+    def reach(self) -> float:
+        """A bound that may be closer, for expansions: what they are does not depend on it."""
+        return self.bound
 
     @abstractmethod
     def pull(self, products: Sequence[Product]) -> tuple[Array, dict[str, Array]]:
@@ -52,6 +59,8 @@ class Transposed(Operator):
 
     def __init__(self, operator: Operator) -> None:
         self.graph, self.operator = operator.graph, operator
+        if operator.measure is not None:
+            self.measure = 1 / operator.measure
 
     def apply(self, x: Array) -> Array:
         return self.operator.apply_transposed(x)
@@ -62,6 +71,10 @@ class Transposed(Operator):
     @property
     def bound(self) -> float:
         return self.operator.bound
+
+    @property
+    def reach(self) -> float:
+        return self.operator.reach
 
     def pull(self, products: Sequence[Product]) -> tuple[Array, dict[str, Array]]:
         return self.operator.pull([Product(p.y, p.lt_y, p.x, p.l_x) for p in products])
@@ -77,16 +90,22 @@ class Laplacian(Operator):
         with np.errstate(divide="ignore"):
             self._inverse: Array = np.where(degrees > 0, 1 / degrees, degrees.dtype.type(0))
         self._root: Array = np.sqrt(self._inverse)
+        if kind is LaplacianType.RANDOM_WALK:
+            self.measure = np.where(degrees > 0, degrees, degrees.dtype.type(1))
 
     def apply(self, x: Array) -> Array:
         weigh = self.graph.weigh
+        own: Array
         if self.kind is LaplacianType.UNNORMALIZED:
-            return self.graph.degrees * x - weigh(x)
-        if self.kind is LaplacianType.RANDOM_WALK:
-            found: Array = self._linked * x - self._inverse * weigh(x)
+            own, found = self.graph.degrees * x, weigh(x)
+        elif self.kind is LaplacianType.RANDOM_WALK:
+            own, found = self._linked * x, weigh(x)
+            found *= self._inverse
         else:
-            found = self._linked * x - self._root * weigh(self._root * x)
-        return found
+            own, found = self._linked * x, weigh(self._root * x)
+            found *= self._root
+        own -= found
+        return own
 
     def apply_transposed(self, y: Array) -> Array:
         if self.kind is LaplacianType.RANDOM_WALK:
@@ -98,6 +117,20 @@ class Laplacian(Operator):
         if self.kind is LaplacianType.UNNORMALIZED:
             return 2 * float(self.graph.degrees.max())
         return 2.0
+
+    @cached_property
+    def reach(self) -> float:
+        if not self.graph.positive:
+            return self.bound
+        # xᵀWx ≥ −xᵀx: no eigenvalue of D − W is over max d + 1, of D^−½ W D^−½ under −1/min d.
+        degrees = self.graph.degrees
+        if self.kind is LaplacianType.UNNORMALIZED:
+            closer = float(degrees.max()) + 1
+        else:
+            closer = 1 + float(self._inverse.max())
+        # Rounding moves eigenvalues, and polynomials grow fast beyond their interval.
+        margin = 1 + float(np.sqrt(np.finfo(degrees.dtype).eps))
+        return min(margin * closer, self.bound)
 
     def pull(self, products: Sequence[Product]) -> tuple[Array, dict[str, Array]]:
         d_degrees = np.zeros_like(self.graph.degrees)
