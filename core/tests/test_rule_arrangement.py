@@ -71,7 +71,7 @@ def distance(dot, row, column, cap):  # type: ignore[no-untyped-def]
 
 def operations(rule: Any) -> dict[int, list[str]]:
     """What is left to compute at each level."""
-    reading = rule._reading({"cap": rule._usual_kinds()["cap"]})
+    reading = rule.reading({"cap": rule.usual_kinds()["cap"]})
     graph, levels = reading.graph, Levels(reading.graph, {"cap"})
     root = arranged(graph, [reading.result], {"cap"})[reading.result]
     done: dict[int, list[str]] = {level: [] for level in range(4)}

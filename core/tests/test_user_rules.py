@@ -14,6 +14,7 @@ from polyattn_core.config import build_config
 from polyattn_core.errors import ConfigError, KernelError
 from polyattn_core.masks import Causal, MaskShape, Predicate
 from polyattn_core.simd import mathematics
+from polyattn_core.simd.rule_passes import pass_source
 from polyattn_core.simd.rules import score_rule, squared_norm
 from polyattn_core.streaming import ScaledConfig, StreamingMechanism
 
@@ -213,10 +214,10 @@ def test_parts_masks_and_other_axes(build: Build) -> None:
 
 def test_numbers_do_not_widen_single_precision() -> None:
     kinds = relative.kinds((TABLE, TOKENS - 1))
-    source = relative._source("float32", False, kinds, True, {"WIDE": 64})[0]
+    source = pass_source(relative, "float32", False, kinds, True, {"WIDE": 64})[0]
     assert "load_float" in source
     capped = score_rule(softly)
-    assert "FLOAT(30.0)" in capped._source("float32", False, {}, True, {"WIDE": 64})[0]
+    assert "FLOAT(30.0)" in pass_source(capped, "float32", False, {}, True, {"WIDE": 64})[0]
 
 
 def softly(score):  # type: ignore[no-untyped-def]

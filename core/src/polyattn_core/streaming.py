@@ -13,22 +13,24 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
+from . import streaming_requests as requests
 from .arrays import Array
 from .cached import CachedCall, widened
 from .config import AttentionConfig
-from .diagnostics import AttentionComputed, bus
-from .errors import ArgumentError, ConfigError, PolyattnError
+from .errors import ConfigError
 from .masks import Mask
 from .mechanism import Call, Gradients, Mechanism, Pullback
 from .partial import PartialState
-from .positions import Alibi, Position, Rope, T5Bias, alibi_slopes, distances, rotate, t5_buckets
-from .score_option import Score, ScoreParameters, ScoreValues, UserRule
+from .positions import Alibi, T5Bias, alibi_slopes
+from .repeated_calls import RepeatedCalls
+from .score_option import UserRule
 from .spec import MechanismSpec
+from .streaming_config import ScaledConfig, StreamingConfig
+from .streaming_requests import bias_view
 
 if TYPE_CHECKING:
     from .simd.engine import Component, Plan, Request
@@ -41,43 +43,6 @@ WEIGHT_STATISTICS = ("weights", "entropy", "column_mass", "top_weights")
 _BY_TILE = ("softmax", "softpick")
 """Normalisers that see one tile of keys after another, in the same order in every call."""
 _POSITIONAL_KINDS = frozenset(("causal", "window", "dilated", "strided", "global", "prefix"))
-
-
-class StreamingConfig(AttentionConfig):
-    """Options that every mechanism on the streaming engine has."""
-
-    causal: bool = False
-    """Hide later keys; with more keys than queries, the last query is at the last key."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability to drop a weight while training."""
-    softcap: float | None = Field(default=None, gt=0)
-    """Cap scores softly: softcap · tanh(score / softcap)."""
-    reproducible: bool = False
-    """The same bits whatever the batch, the threads, and how queries are divided into calls."""
-    position: Position | None = None
-    """Position axis: "rope", "alibi", "t5", or one of these with options as a mapping."""
-    score: Score = None
-    """A score rule of your own, applied to the mechanism's scores; in JSON "module:name"."""
-    score_params: ScoreValues = Field(default_factory=ScoreParameters)
-    """The rule's parameters by name: numbers, one number a head, or arrays that it indexes."""
-
-    @field_validator("position", mode="before")
-    @classmethod
-    def _by_name(cls, value: object) -> object:
-        return {"kind": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _check_score(self) -> Self:
-        if self.score is None and self.score_params:
-            raise ValueError("score_params: there is no score= whose parameters they could be")
-        return self
-
-
-class ScaledConfig(StreamingConfig):
-    """Adds the scale of a dot-product score."""
-
-    scale: float | None = Field(default=None, gt=0)
-    """Factor of the scores; 1/√(head size) by default."""
 
 
 class StreamingMechanism(Mechanism):
@@ -199,7 +164,8 @@ class StreamingMechanism(Mechanism):
         **side: Any,
     ) -> Array:
         if mask is None and bias is None and training is False and not side:
-            output = self._attend_again(query, key, value)
+            plans = self._plans
+            output = None if plans is None else plans.attend(self, query, key, value)
             if output is not None:
                 return output
         return super().attend(
@@ -208,44 +174,18 @@ class StreamingMechanism(Mechanism):
 
     attend.__doc__ = Mechanism.attend.__doc__
 
-    def _attend_again(self, query: Any, key: Any, value: Any) -> Array | None:
-        """Attend by the plan of an earlier call of these shapes; None where there can be none."""
-        plans = self._plans
-        if plans is None or not type(query) is type(key) is type(value) is np.ndarray:
+    def _plan(self, query: Array, key: Array, value: Array) -> Plan | None:
+        """The plan of a call; None unless the kernel reads the very arrays that are passed."""
+        call = self._prepare(query, key, value, None, None, False, None, {})[0]
+        if call.query is not query or call.key is not key or call.value is not value:
             return None
-        if query.ndim == 3:
-            found = self._attend_again(query[None], key[None], value[None])
-            return None if found is None else found[0]
-        if bus.wanted(AttentionComputed):
-            return None
-        layout = (
-            query.shape, key.shape, value.shape, query.strides, key.strides, value.strides,
-            query.dtype, key.dtype, value.dtype,
-        )  # fmt: skip
-        plan = plans.get(layout)
-        if plan is None:
-            if layout in plans:
-                return None
-            try:
-                call = self._prepare(query, key, value, None, None, False, None, {})[0]
-            except PolyattnError:
-                return None  # said where the arguments are as they were passed
-            # Only where the kernel reads the very arrays that were passed.
-            if call.query is query and call.key is key and call.value is value:
-                from .simd import engine
+        from .simd import engine
 
-                plan = engine.plan(self._request(call)[0])
-            if len(plans) >= _PLANS:
-                plans.clear()
-            plans[layout] = plan
-        if plan is None or not query.flags.aligned & key.flags.aligned & value.flags.aligned:
-            return None
-        output: Array = plan(query, key, value)
-        return output
+        return engine.plan(self._request(call)[0])
 
     @functools.cached_property
-    def _plans(self) -> dict[Any, Plan | None] | None:
-        return {} if self._repeats() else None
+    def _plans(self) -> RepeatedCalls | None:
+        return RepeatedCalls() if self._repeats() else None
 
     @property
     def _narrow(self) -> bool:
@@ -351,7 +291,7 @@ class StreamingMechanism(Mechanism):
             bias = found.bias
             position = self.config.position
             if isinstance(position, T5Bias) and bias is not None:
-                parameters["position.table"] = self._table_gradient(call, position, bias)
+                parameters["position.table"] = requests.table_gradient(call, position, bias)
                 bias = None
             return Gradients(d_query, d_key, found.value, bias, parameters)
 
@@ -359,41 +299,7 @@ class StreamingMechanism(Mechanism):
 
     def _request(self, call: Call) -> tuple[Request, Any]:
         """The engine's request, and a pullback of what was done to queries and keys before."""
-        from .simd import masking
-        from .simd.engine import NORMALISERS, Request
-
-        config = self.config
-        query, key, undo = self._transform(call.query, call.key)
-        if isinstance(config.position, Rope):
-            query, key, undo = self._rotate(call, query, key, undo)
-        request = Request(
-            query, key, call.value, self._scale(call), NORMALISERS[self.normaliser],
-            self._all_rules(call), threads=config.threads,
-        )  # fmt: skip
-        request.components = self._components(call) or ()
-        shape = call.shape
-        if call.mask is not None:
-            request.mask = self._encoded(call.mask, call, masking)
-        request.mask_queries, request.mask_keys = shape.queries, shape.keys
-        request.key_start = call.key_start
-        request.sink = self._sink()
-        request.top = self._top(call)
-        request.epsilon = self._epsilon()
-        request.block = self._block()
-        request.reproducible = self._reproducible
-        if call.seed is not None:
-            request.seed, request.keep = call.seed, 1 - config.dropout
-        if isinstance(config.position, T5Bias):
-            if call.bias is not None:
-                raise ArgumentError(
-                    "bias", "an array besides position='t5'", "one of both: add them up yourself"
-                )
-            table = self.parameters["position.table"].astype(call.dtype)
-            buckets = t5_buckets(distances(shape.queries, shape.keys), config.position)
-            request.relative = np.ascontiguousarray(table[:, buckets])
-        elif call.bias is not None:
-            request.bias, request.bias_batch = bias_view(call)
-        return request, undo
+        return requests.build(self, call)
 
     def _all_rules(self, call: Call) -> list[tuple[ScoreRule, Sequence[Any]]]:
         config = self.config
@@ -413,18 +319,7 @@ class StreamingMechanism(Mechanism):
         return rules if weight is None else [*rules, weight]
 
     def _rotate(self, call: Call, query: Array, key: Array, undo: Any) -> tuple[Array, Array, Any]:
-        rope = self.config.position
-        if call.query_rotation is not None:
-            return rotate(query, call.query_rotation, rope), key, undo
-        own = np.arange(call.shape.queries) + call.shape.keys - call.shape.queries
-        theirs = np.arange(key.shape[-2]) + call.key_start
-
-        def back(d_query: Array, d_key: Array) -> tuple[Array, Array]:
-            d_query = rotate(d_query, own, rope, inverse=True)
-            d_key = rotate(d_key, theirs, rope, inverse=True)
-            return (d_query, d_key) if undo is None else undo(d_query, d_key)
-
-        return rotate(query, own, rope), rotate(key, theirs, rope), back
+        return requests.turned(call, self.config.position, query, key, undo)
 
     def _encoded(self, mask: Mask, call: Call, masking: Any) -> Any:
         """The encoded mask; kept for masks of positions alone, which come again and again."""
@@ -439,12 +334,6 @@ class StreamingMechanism(Mechanism):
             found = cache[key] = masking.encode(mask.program(call.shape))
         return found
 
-    def _table_gradient(self, call: Call, position: T5Bias, by_distance: Array) -> Array:
-        buckets = t5_buckets(distances(call.shape.queries, call.shape.keys), position)
-        gradient = np.zeros((position.buckets, by_distance.shape[0]), by_distance.dtype)
-        np.add.at(gradient, buckets, by_distance.T)
-        return np.ascontiguousarray(gradient.T)
-
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.pop("_encoded_masks", None)
@@ -457,22 +346,9 @@ _DECISIONS = (
     "_scale", "_rules", "_components", "_weight_rule", "_sink", "_top", "_epsilon", "_transform",
     "_forward", "_request", "_all_rules", "_prepare", "combined_mask", "normaliser",
 )  # fmt: skip
-_PLANS = 64  # kept by a mechanism
 _RULES = (
     "_rules", "_components", "_transform", "_weight_rule", "_all_rules", "_request", "_forward",
 )  # fmt: skip
-
-
-def bias_view(call: Call) -> tuple[Array, Array]:
-    """The bias as (bias batches, heads, queries, keys) with strides 0 where it is broadcast."""
-    bias, shape = call.bias, call.shape
-    assert bias is not None
-    bias = bias.reshape((1,) * max(0, 3 - bias.ndim) + bias.shape)
-    own = bias.shape[:-3]
-    flat = bias.reshape((math.prod(own), *bias.shape[-3:]))
-    batches = np.broadcast_to(np.arange(len(flat)).reshape(own), shape.lead).reshape(-1)
-    full = (len(flat), shape.heads, shape.queries, shape.keys)
-    return np.broadcast_to(flat, full), np.ascontiguousarray(batches, np.int64)
 
 
 __all__ = [

@@ -142,6 +142,24 @@ def backward_kernel(dtype: str) -> Kernel:
         return np.sqrt(weight)
 
     @embed
+    def softpick_gradient(  # type: ignore[no-untyped-def]
+        scratch, scores, incoming, state, deltas, inverse, nk, found, seen
+    ):
+        """dP becomes dS = eˢ/Σ (dP where s > 0, less δ times the sign of s)."""
+        for j in range(wide):
+            scratch[inverse + j] = one / scratch[state + j]
+        for i in range(nk):
+            at = i * wide
+            for j in range(wide):
+                score = scratch[scores + at + j]
+                grown = exp(score - scratch[state + wide + j]) * scratch[inverse + j]
+                change = scratch[incoming + at + j] - scratch[deltas + j]
+                change = change if score > zero else scratch[deltas + j]
+                change = zero if score == zero else grown * change
+                visible = found != PARTIAL or seen[at + j] != 0
+                scratch[incoming + at + j] = change if visible else zero
+
+    @embed
     def drop_both(p, b, h, q0, k0, nk, scratch, weights, gradient, dropped):  # type: ignore[no-untyped-def]
         """Dropout of the forward pass again: on a copy of the weights, and on dP."""
         keep = p.numbers[1]
@@ -328,22 +346,17 @@ def backward_kernel(dtype: str) -> Kernel:
                             ((b * key_heads + key_head) * keys + k0) * value_padded, value_padded,
                             value_padded,
                         )  # fmt: skip
-                        for i in range(0 if quick else nk):
+                        if normaliser == SOFTPICK:
+                            softpick_gradient(
+                                scratch, final, incoming, state, deltas, sums, nk, found, seen
+                            )
+                        for i in range(0 if quick or normaliser == SOFTPICK else nk):
                             at = i * wide
                             for j in range(nq):
                                 weight = scratch[scores + at + j]
                                 upstream = scratch[incoming + at + j]
                                 if normaliser == ELEMENTWISE:
                                     result = upstream
-                                elif normaliser == SOFTPICK:
-                                    score = scratch[final + at + j]
-                                    grown = (
-                                        exp(score - scratch[state + wide + j]) / scratch[state + j]
-                                    )
-                                    base = upstream if score > zero else zero
-                                    sign = one if score > zero else -one
-                                    sign = zero if score == zero else sign
-                                    result = grown * (base - sign * scratch[deltas + j])
                                 elif implicit:
                                     part = slope(normaliser, weight)
                                     result = part * (upstream - scratch[deltas + j])
@@ -352,7 +365,7 @@ def backward_kernel(dtype: str) -> Kernel:
                                 if found == PARTIAL:
                                     result = result if seen[at + j] != 0 else zero
                                 # Weights cut to exactly 0 have no slope, whatever their value is.
-                                if normaliser != ELEMENTWISE and normaliser != SOFTPICK:
+                                if normaliser != ELEMENTWISE:
                                     result = zero if weight == zero else result
                                 scratch[incoming + at + j] = result
                         if chain > 0 or not quick:

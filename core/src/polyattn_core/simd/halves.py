@@ -13,11 +13,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import types
 
 from . import masking, target, threads
+from .halves_emission import (
+    COLUMNS,
+    LANES,
+    WIDE,
+    pack_block,
+    pair_rows,
+    pair_weights,
+    round_row,
+    score_product,
+    value_product,
+)
 from .jit import Kernel, inline
 from .masking import (
     BATCH,
@@ -31,279 +40,25 @@ from .masking import (
     PARTIAL,
     PLACE_SIZE,
     QUERY_COUNT,
-    WIDE,
     WIDTH,
     EncodedMask,
     interpret,
 )
 from .scores import aligned_start, counter_type, take_task
-from .tiles import ALIGN, row_blocks, tile_operations
-from .transpose import transpose_operations, transposed
-from .vector import I32, Loop, Vectors, index, pointer
+from .tile_products import ALIGN
+from .tiles import tile_operations
+from .transpose import transpose_operations
 
 Array = npt.NDArray[Any]
 
-_INT = types.intp
-_LANES, _COLUMNS, _ROWS = 16, 4, 4  # 16 accumulators of 32 registers
-_WIDE = _LANES * _COLUMNS
 _DEEP = 64  # keys of a tile
 _FEW_KEYS = 2048  # up to which one thread is enough for a block of queries
-_VECTORS = Vectors("float32", _LANES)
-_PAIRS = ir.VectorType(I32, _LANES)
-
-
-class _BFloat(ir.Type):
-    """LLVM's type, which llvmlite does not know."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash("bfloat")
-
-
-_NARROW = ir.VectorType(_BFloat(), 2 * _LANES)
+LANE_COUNT = masking.WIDE
 
 
 def supported() -> bool:
     """Does the processor that code is generated for multiply pairs of bfloat16?"""
     return "avx512bf16" in target.cpu_features() and target.vector_bytes() == 64
-
-
-def _load_pairs(builder: Any, base: Any, offset: Any) -> Any:
-    place = builder.bitcast(builder.gep(base, [offset]), ir.PointerType(_PAIRS))
-    pairs = builder.load(place, typ=_PAIRS)
-    pairs.align = ALIGN
-    return pairs
-
-
-def _add_products(builder: Any, total: Any, x: Any, y: Any) -> Any:
-    kind = ir.FunctionType(_VECTORS.type, [_VECTORS.type, _NARROW, _NARROW])
-    name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    add = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(add, [total, builder.bitcast(x, _NARROW), builder.bitcast(y, _NARROW)])
-
-
-def _multiply(
-    builder: Any, left: Any, row: Any, step: Any, right: Any, rows: int, length: Any
-) -> list[list[Any]]:
-    """Σ over k < length of pair left[m·row + k·step] · pairs right[k, n]; left in 16-bit steps."""
-    starts = [builder.gep(left, [builder.mul(index(m), row)]) for m in range(rows)]
-    zero = _VECTORS.constant(0.0)
-    with Loop(builder, length, [zero] * (rows * _COLUMNS)) as loop:
-        values = list(loop.carried)
-        offset = builder.mul(loop.i, index(_WIDE))
-        columns = [
-            _load_pairs(builder, right, builder.add(offset, index(n * _LANES)))
-            for n in range(_COLUMNS)
-        ]
-        along = builder.mul(loop.i, step)
-        empty = ir.Constant(_PAIRS, ir.Undefined)
-        zeros = ir.Constant(_PAIRS, [0] * _LANES)
-        for m in range(rows):
-            place = builder.bitcast(builder.gep(starts[m], [along]), ir.PointerType(I32))
-            pair = builder.load(place, typ=I32)
-            pair.align = 2
-            first = builder.insert_element(empty, pair, ir.Constant(I32, 0))
-            splat = builder.shuffle_vector(first, empty, zeros)
-            for n in range(_COLUMNS):
-                at = m * _COLUMNS + n
-                values[at] = _add_products(builder, values[at], splat, columns[n])
-        loop.close(values)
-    return [loop.carried[m * _COLUMNS : (m + 1) * _COLUMNS] for m in range(rows)]
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _score_product(
-    typing, key, at, step, keys, pairs, packed, scratch, scores, maximum, scale, half
-):  # type: ignore[no-untyped-def]
-    """scores[key, lane] = scale · key · packed query, and their maximum."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        key_, at_, step_, keys_, pairs_, packed_, scratch_, scores_, maximum_, scale_, half_ = args
-        k = builder.gep(pointer(context, builder, signature.args[0], key_), [at_])
-        q = builder.gep(pointer(context, builder, signature.args[4], pairs_), [packed_])
-        s = pointer(context, builder, signature.args[6], scratch_)
-        factor = _VECTORS.splat(builder, scale_)
-
-        def block(first: Any, rows: int, most: list[Any]) -> list[Any]:
-            start = builder.gep(k, [builder.mul(first, step_)])
-            found = _multiply(builder, start, step_, index(2), q, rows, half_)
-            row = builder.add(scores_, builder.mul(first, index(_WIDE)))
-            for m in range(rows):
-                for n in range(_COLUMNS):
-                    score = builder.fmul(found[m][n], factor)
-                    most[n] = _VECTORS.maximum(builder, score, most[n])
-                    to = builder.add(row, index(m * _WIDE + n * _LANES))
-                    _VECTORS.store(builder, score, s, to, ALIGN)
-            return most
-
-        places = [builder.add(maximum_, index(n * _LANES)) for n in range(_COLUMNS)]
-        before = [_VECTORS.load(builder, s, place, ALIGN) for place in places]
-        most = row_blocks(builder, keys_, _ROWS, before, block)
-        for place, value in zip(places, most, strict=True):
-            _VECTORS.store(builder, value, s, place, ALIGN)
-        return context.get_dummy_value()
-
-    arguments = (key, _INT, _INT, _INT, pairs, _INT, scratch, _INT, _INT, types.float32, _INT)
-    return types.void(*arguments), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _pair_weights(typing, scratch, weights, pairs, to, count):  # type: ignore[no-untyped-def]
-    """Weights of two neighbouring keys, rounded, in each lane."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        s = builder.gep(pointer(context, builder, signature.args[0], args[0]), [args[1]])
-        p = builder.gep(pointer(context, builder, signature.args[2], args[2]), [args[3]])
-
-        def constant(value: int) -> Any:
-            return ir.Constant(_PAIRS, [value] * _LANES)
-
-        with Loop(builder, args[4], []) as loop:
-            row = builder.mul(loop.i, index(2 * _WIDE))
-            for n in range(_COLUMNS):
-                rounded = []
-                for m in (0, 1):
-                    at = builder.add(row, index(m * _WIDE + n * _LANES))
-                    bits = builder.bitcast(_VECTORS.load(builder, s, at, ALIGN), _PAIRS)
-                    rounded.append(builder.add(bits, constant(0x8000)))
-                low = builder.lshr(rounded[0], constant(16))
-                pair = builder.or_(low, builder.and_(rounded[1], constant(-65536)))
-                to = builder.add(builder.mul(loop.i, index(_WIDE)), index(n * _LANES))
-                place = builder.bitcast(builder.gep(p, [to]), ir.PointerType(_PAIRS))
-                builder.store(pair, place).align = ALIGN
-            loop.close([])
-        return context.get_dummy_value()
-
-    return types.void(scratch, _INT, pairs, _INT, _INT), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _value_product(typing, pairs, values, size, count, weights, scratch, output, rescale):  # type: ignore[no-untyped-def]
-    """output[d, lane] = output[d, lane] · rescale[lane] + Σ over pairs of values · weights."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pairs_, values_, size_, count_, weights_, scratch_, output_, rescale_ = args
-        p = pointer(context, builder, signature.args[0], pairs_)
-        halves = builder.bitcast(builder.gep(p, [values_]), ir.IntType(16).as_pointer())
-        w = builder.gep(p, [weights_])
-        s = pointer(context, builder, signature.args[5], scratch_)
-        factors = [
-            _VECTORS.load(builder, s, builder.add(rescale_, index(n * _LANES)), ALIGN)
-            for n in range(_COLUMNS)
-        ]
-        step = builder.mul(size_, index(2))
-
-        def block(first: Any, rows: int, nothing: list[Any]) -> list[Any]:
-            start = builder.gep(halves, [builder.mul(first, index(2))])
-            found = _multiply(builder, start, index(2), step, w, rows, count_)
-            row = builder.add(output_, builder.mul(first, index(_WIDE)))
-            for m in range(rows):
-                for n in range(_COLUMNS):
-                    to = builder.add(row, index(m * _WIDE + n * _LANES))
-                    before = _VECTORS.load(builder, s, to, ALIGN)
-                    total = _VECTORS.multiply_add(builder, before, factors[n], found[m][n])
-                    _VECTORS.store(builder, total, s, to, ALIGN)
-            return nothing
-
-        row_blocks(builder, size_, _ROWS, [], block)
-        return context.get_dummy_value()
-
-    return types.void(pairs, _INT, _INT, _INT, _INT, scratch, _INT, _INT), emit
-
-
-_SHORT = ir.VectorType(ir.IntType(16), _LANES)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _pair_rows(typing, value, at, step, pairs, to, size, last):  # type: ignore[no-untyped-def]
-    """pairs[to + d] = numbers d of a row and of the next one; 0 for this where the row is last."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        value_, at_, step_, pairs_, to_, size_, last_ = args
-        first = builder.gep(pointer(context, builder, signature.args[0], value_), [at_])
-        second = builder.gep(first, [builder.select(last_, index(0), step_)])
-        p = builder.gep(pointer(context, builder, signature.args[3], pairs_), [to_])
-        keep = builder.select(last_, I32(0), I32(-1))
-        whole = builder.sub(size_, builder.srem(size_, index(_LANES)))
-
-        def pair(place: Any, kind: Any, wide: Any, mask: Any, shift: Any) -> None:
-            halves = []
-            for row in (first, second):
-                source = builder.bitcast(builder.gep(row, [place]), ir.PointerType(kind))
-                number = builder.load(source, typ=kind)
-                number.align = 2
-                halves.append(builder.zext(number, wide))
-            high = builder.and_(builder.shl(halves[1], shift), mask)
-            target_ = builder.bitcast(builder.gep(p, [place]), ir.PointerType(wide))
-            builder.store(builder.or_(halves[0], high), target_).align = 4
-
-        with Loop(builder, whole, [], _LANES) as loop:
-            empty = ir.Constant(_PAIRS, ir.Undefined)
-            one = builder.insert_element(empty, keep, ir.Constant(I32, 0))
-            mask = builder.shuffle_vector(one, empty, ir.Constant(_PAIRS, [0] * _LANES))
-            pair(loop.i, _SHORT, _PAIRS, mask, ir.Constant(_PAIRS, [16] * _LANES))
-            loop.close([])
-        with Loop(builder, size_, [], 1, whole) as loop:
-            pair(loop.i, ir.IntType(16), I32, keep, I32(16))
-            loop.close([])
-        return context.get_dummy_value()
-
-    return types.void(value, _INT, _INT, pairs, _INT, _INT, types.boolean), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _pack_block(typing, query, at, step, pairs, to):  # type: ignore[no-untyped-def]
-    """pairs[to + i · wide + j] = pair i of row j, for a square of as many as there are lanes."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        query_, at_, step_, pairs_, to_ = args
-        q = builder.gep(pointer(context, builder, signature.args[0], query_), [at_])
-        p = builder.gep(pointer(context, builder, signature.args[3], pairs_), [to_])
-        rows = []
-        for j in range(_LANES):
-            row = builder.gep(q, [builder.mul(step_, index(j))])
-            pair = builder.load(builder.bitcast(row, ir.PointerType(_PAIRS)), typ=_PAIRS)
-            pair.align = 2
-            rows.append(pair)
-        for i, column in enumerate(transposed(builder, rows)):
-            place = builder.gep(p, [index(i * _WIDE)])
-            builder.store(column, builder.bitcast(place, ir.PointerType(_PAIRS))).align = 4
-        return context.get_dummy_value()
-
-    return types.void(query, _INT, _INT, pairs, _INT), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _round_row(typing, rows, at, out, to, size):  # type: ignore[no-untyped-def]
-    """A row of float32 to bfloat16: to nearest, ties to even; whole vectors alone."""
-
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        r = builder.gep(pointer(context, builder, signature.args[0], args[0]), [args[1]])
-        o = builder.gep(pointer(context, builder, signature.args[2], args[2]), [args[3]])
-
-        def constant(value: int) -> Any:
-            return ir.Constant(_PAIRS, [value] * _LANES)
-
-        with Loop(builder, args[4], [], _LANES) as loop:
-            number = _VECTORS.load(builder, r, loop.i)
-            bits = builder.bitcast(number, _PAIRS)
-            odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
-            rounded = builder.lshr(
-                builder.add(builder.add(bits, odd), constant(0x7FFF)), constant(16)
-            )
-            none = builder.fcmp_unordered("uno", number, number)
-            narrow = builder.trunc(builder.select(none, constant(0x7FC0), rounded), _SHORT)
-            place = builder.bitcast(builder.gep(o, [loop.i]), ir.PointerType(_SHORT))
-            builder.store(narrow, place).align = 2
-            loop.close([])
-        return context.get_dummy_value()
-
-    return types.void(rows, _INT, out, _INT, _INT), emit
 
 
 @inline
@@ -332,7 +87,7 @@ def halves_kernel() -> Kernel:
         for r in range((count + 1) // 2):
             at = to + r * size
             row = base + (first + 2 * r) * step
-            _pair_rows(value, row, step, pairs, at, size, 2 * r + 1 == count)
+            pair_rows(value, row, step, pairs, at, size, 2 * r + 1 == count)
             if hide:
                 for d in range(size):
                     low = pairs[at + d] & np.uint32(0xFFFF)
@@ -350,21 +105,21 @@ def halves_kernel() -> Kernel:
         batches, heads, queries, size = query.shape
         keys, value_size = key.shape[2], value.shape[3]
         group = heads // key.shape[1]
-        blocks = (queries + _WIDE - 1) // _WIDE
+        blocks = (queries + WIDE - 1) // WIDE
         half = size // 2
         step = key.strides[2] // 2
 
-        scratch = np.empty((_DEEP + value_size + 4) * _WIDE + ALIGN, np.float32)
+        scratch = np.empty((_DEEP + value_size + 4) * WIDE + ALIGN, np.float32)
         scores = aligned_start(scratch)
-        output = scores + _DEEP * _WIDE
-        statistics = output + value_size * _WIDE
-        pairs = np.empty((half + _DEEP // 2) * _WIDE + _DEEP // 2 * value_size + ALIGN, np.uint32)
+        output = scores + _DEEP * WIDE
+        statistics = output + value_size * WIDE
+        pairs = np.empty((half + _DEEP // 2) * WIDE + _DEEP // 2 * value_size + ALIGN, np.uint32)
         packed = aligned_start(pairs)
-        weights = packed + half * _WIDE
-        values = weights + _DEEP // 2 * _WIDE
-        rows = np.empty((1, 1, _WIDE, value_size), np.float32)
+        weights = packed + half * WIDE
+        values = weights + _DEEP // 2 * WIDE
+        rows = np.empty((1, 1, WIDE, value_size), np.float32)
         bits = rows.view(np.uint32)
-        seen = np.empty(max(plan[2], 1) * _DEEP * _WIDE, np.uint8)
+        seen = np.empty(max(plan[2], 1) * _DEEP * WIDE, np.uint8)
         stack = np.empty(2 * steps.shape[0] + 2, np.int64)
         place = np.empty(PLACE_SIZE, np.int64)
 
@@ -374,31 +129,31 @@ def halves_kernel() -> Kernel:
                 break
             # Late blocks first: with a causal mask they are the long ones.
             b, h = task // (heads * blocks), task // blocks % heads
-            q0 = (blocks - 1 - task % blocks) * _WIDE
-            nq = min(_WIDE, queries - q0)
-            square = half - half % _LANES
-            rows_left = nq - nq % _LANES
+            q0 = (blocks - 1 - task % blocks) * WIDE
+            nq = min(WIDE, queries - q0)
+            square = half - half % LANES
+            rows_left = nq - nq % LANES
             first = (b * query.strides[0] + h * query.strides[1]) // 2
             by_query = query.strides[2] // 2
-            for j in range(0, rows_left, _LANES):
-                for d in range(0, square, _LANES):
-                    _pack_block(
+            for j in range(0, rows_left, LANES):
+                for d in range(0, square, LANES):
+                    pack_block(
                         query, first + (q0 + j) * by_query + 2 * d, by_query, pairs,
-                        packed + d * _WIDE + j,
+                        packed + d * WIDE + j,
                     )  # fmt: skip
-            for j in range(_WIDE):
+            for j in range(WIDE):
                 lane = q0 + min(j, nq - 1)
                 for d in range(square if j < rows_left else 0, half):
                     low = np.uint32(query[b, h, lane, 2 * d])
                     high = np.uint32(query[b, h, lane, 2 * d + 1])
-                    pairs[packed + d * _WIDE + j] = np.uint32(low | (high << np.uint32(16)))
-            for x in range(value_size * _WIDE):
+                    pairs[packed + d * WIDE + j] = np.uint32(low | (high << np.uint32(16)))
+            for x in range(value_size * WIDE):
                 scratch[output + x] = zero
-            for j in range(_WIDE):
+            for j in range(WIDE):
                 scratch[statistics + j] = lowest
-                scratch[statistics + _WIDE + j] = zero
-                scratch[statistics + 2 * _WIDE + j] = one
-                scratch[statistics + 3 * _WIDE + j] = lowest
+                scratch[statistics + WIDE + j] = zero
+                scratch[statistics + 2 * WIDE + j] = one
+                scratch[statistics + 3 * WIDE + j] = lowest
             start, stop = 0, keys
             if plan[2] > 0:
                 place[BATCH], place[HEAD], place[FIRST], place[COUNT] = b, h, q0, nq
@@ -410,27 +165,27 @@ def halves_kernel() -> Kernel:
                 nk = min(_DEEP, stop - k0)
                 found = FULL
                 if plan[2] > 0:
-                    place[KEY], place[WIDTH], place[WIDE] = k0, nk, _WIDE
+                    place[KEY], place[WIDTH], place[LANE_COUNT] = k0, nk, WIDE
                     found = interpret(plan[4], steps, integers, octets, place, stack, seen)
                     if found == EMPTY:
                         continue
-                _score_product(
+                score_product(
                     key, base + k0 * step, step, nk, pairs, packed, scratch, scores,
-                    statistics + 3 * _WIDE, scale, half,
+                    statistics + 3 * WIDE, scale, half,
                 )  # fmt: skip
                 if found == PARTIAL:
                     interpret(plan[5], steps, integers, octets, place, stack, seen)
-                    for x in range(nk * _WIDE):
+                    for x in range(nk * WIDE):
                         scratch[scores + x] = scratch[scores + x] if seen[x] != 0 else lowest
-                    tile_maximum(scratch, scores, statistics + 3 * _WIDE, nk, _COLUMNS)
-                softmax_step(scratch, scores, statistics, nk, _COLUMNS)
+                    tile_maximum(scratch, scores, statistics + 3 * WIDE, nk, COLUMNS)
+                softmax_step(scratch, scores, statistics, nk, COLUMNS)
                 # A row of weights behind the last is 0: see the soft-max step.
                 count = (nk + 1) // 2
-                _pair_weights(scratch, scores, pairs, weights, count)
+                pair_weights(scratch, scores, pairs, weights, count)
                 finite = pair_values(value, b, h // group, k0, nk, pairs, values, found == PARTIAL)
-                _value_product(
+                value_product(
                     pairs, values, value_size, count, weights, scratch, output,
-                    statistics + 2 * _WIDE,
+                    statistics + 2 * WIDE,
                 )  # fmt: skip
                 if not finite:
                     for i in range(nk):
@@ -438,13 +193,13 @@ def halves_kernel() -> Kernel:
                             number = np.uint32(value[b, h // group, k0 + i, d])
                             if _not_finite(number):
                                 bits[0, 0, 0, 0] = number << np.uint32(16)
-                                for j in range(_WIDE):
-                                    if seen[i * _WIDE + j] != 0:
-                                        scratch[output + d * _WIDE + j] += (
-                                            scratch[scores + i * _WIDE + j] * rows[0, 0, 0, 0]
+                                for j in range(WIDE):
+                                    if seen[i * WIDE + j] != 0:
+                                        scratch[output + d * WIDE + j] += (
+                                            scratch[scores + i * WIDE + j] * rows[0, 0, 0, 0]
                                         )
-            for j in range(_WIDE):
-                most, total = scratch[statistics + j], scratch[statistics + _WIDE + j]
+            for j in range(WIDE):
+                most, total = scratch[statistics + j], scratch[statistics + WIDE + j]
                 factor = zero
                 if total != total:
                     factor = total  # NaN, which no maximum sees
@@ -453,16 +208,16 @@ def halves_kernel() -> Kernel:
                     if sink.shape[0] > 0:
                         extra = np.exp(sink[h] - most)
                     factor = one / (total + extra)
-                scratch[statistics + 2 * _WIDE + j] = factor
+                scratch[statistics + 2 * WIDE + j] = factor
                 if factor == zero:
                     # What lies there may not be finite: 0 times it would not be 0.
                     for d in range(value_size):
-                        scratch[output + d * _WIDE + j] = zero
-            lanes_to_rows(scratch, output, statistics + 2 * _WIDE, rows, 0, 0, 0, nq)
+                        scratch[output + d * WIDE + j] = zero
+            lanes_to_rows(scratch, output, statistics + 2 * WIDE, rows, 0, 0, 0, nq)
             to = (b * out.strides[0] + h * out.strides[1] + q0 * out.strides[2]) // 2
-            whole = value_size - value_size % _LANES
+            whole = value_size - value_size % LANES
             for j in range(nq):
-                _round_row(rows, j * value_size, out, to + j * (out.strides[2] // 2), whole)
+                round_row(rows, j * value_size, out, to + j * (out.strides[2] // 2), whole)
                 for d in range(whole, value_size):
                     x = bits[0, 0, j, d]
                     odd = (x >> np.uint32(16)) & np.uint32(1)
@@ -485,8 +240,8 @@ def halves_kernel() -> Kernel:
 def pays(query: Array, key: Array) -> bool:
     """Are there enough queries for the tiles, and enough blocks of them for the threads?"""
     batch, heads, queries, _ = query.shape
-    blocks = batch * heads * -(-queries // _WIDE)
-    return queries >= _LANES and (blocks >= threads.limit() or key.shape[2] <= _FEW_KEYS)
+    blocks = batch * heads * -(-queries // WIDE)
+    return queries >= LANES and (blocks >= threads.limit() or key.shape[2] <= _FEW_KEYS)
 
 
 def forward(
@@ -504,7 +259,7 @@ def forward(
     sinks = np.zeros(0, np.float32) if sink is None else np.ascontiguousarray(sink, np.float32)
     # Written as (…, queries, heads, size), so that merging heads afterwards is a view.
     out = np.empty((batch, queries, heads, value.shape[3]), np.uint16).transpose(0, 2, 1, 3)
-    tasks = batch * heads * -(-queries // _WIDE)
+    tasks = batch * heads * -(-queries // WIDE)
     workers = min(limit or threads.limit(), threads.limit())
     arguments = (
         query, key, value, np.float32(scale), plan, mask.steps, mask.integers, mask.octets, sinks,

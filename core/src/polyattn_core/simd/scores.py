@@ -30,7 +30,8 @@ from .masking import (
     interpret,
 )
 from .rule_encoding import call_forward
-from .tiles import ALIGN, tile_operations
+from .tile_products import ALIGN
+from .tiles import tile_operations
 from .transpose import transpose_operations
 from .vector import pointer, raw
 

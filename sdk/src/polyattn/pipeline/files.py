@@ -22,7 +22,7 @@ _KINDS: dict[str, type[Stage]] = {s.kind: s for s in (Dropout, FeedForward, Resi
 def dump(pipeline: AttentionPipeline) -> dict[str, Any]:
     """What :func:`restore` reads."""
     stages = [_dump_stage(stage) for stage in pipeline.stages]
-    return {"format": FORMAT, "version": VERSION, "dim": pipeline._dim, "stages": stages}
+    return {"format": FORMAT, "version": VERSION, "dim": pipeline._layout.given, "stages": stages}
 
 
 def restore(text: str, custom: Iterable[type[Stage]] = ()) -> AttentionPipeline:

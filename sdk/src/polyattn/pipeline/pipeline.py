@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import Any, Self
 
 import numpy as np
 
 import polyattn_registry as registry
 from polyattn_core.arrays import as_array, compute_dtype
-from polyattn_core.errors import ArgumentError, ParameterError, ShapeError
+from polyattn_core.errors import ArgumentError, ShapeError
 
 from .attention import AttentionStage, Source
+from .layout import Layout
+from .parameters import PipelineParameters
 from .stage import Array, Flow, Stage, StagePullback
-from .stages import Activation, Dropout, FeedForward, Function, Norm, Residual
+from .stages import Activation, Dropout, FeedForward, Function, Residual
 
 
 @dataclass(slots=True)
@@ -27,75 +28,6 @@ class PipelineGradients:
     key: Array | None = None
     value: Array | None = None
     parameters: dict[str, Array] = field(default_factory=dict)
-
-
-class PipelineParameters(Mapping[str, Array]):
-    """The learned arrays of all stages, by ``stage.name``. Setting them is all or nothing."""
-
-    def __init__(self, stages: Mapping[str, Stage]) -> None:
-        self._stages = stages
-
-    def __getitem__(self, name: str) -> Array:
-        stage, _, inner = name.partition(".")
-        if stage not in self._stages:
-            raise KeyError(name)
-        return self._stages[stage].parameters[inner]
-
-    def __iter__(self) -> Iterator[str]:
-        for name, stage in self._stages.items():
-            yield from (f"{name}.{inner}" for inner in stage.parameters)
-
-    def __len__(self) -> int:
-        return sum(len(stage.parameters) for stage in self._stages.values())
-
-    def update(self, arrays: Mapping[str, Any], *, partial: bool = False) -> None:
-        """Set values; with `partial`, only some of them.
-
-        Raises
-        ------
-        ParameterError
-            Where names are missing or surplus, a shape differs, or a value is not finite. Nothing
-            has been set then.
-        """
-        own = set(self)
-        surplus = [name for name in arrays if name not in own]
-        missing = [] if partial else [name for name in self if name not in arrays]
-        if surplus or missing:
-            parts = (("surplus", surplus), ("missing", missing))
-            text = "; ".join(f"{word} {', '.join(names)}" for word, names in parts if names)
-            raise ParameterError("parameters", text, f"exactly {', '.join(self) or 'none'}")
-        checked = []
-        for name, stage in self._stages.items():
-            mine = {
-                inner: arrays[full] for inner in stage.parameters
-                if (full := f"{name}.{inner}") in arrays
-            }  # fmt: skip
-            try:
-                checked.append((stage, stage.parameters.checked(mine, partial=True)))
-            except ParameterError as error:
-                raise ParameterError(
-                    f"{name}.{error.argument}", error.value, error.accepted
-                ) from None
-        for stage, found in checked:
-            stage.parameters.replace(found)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write to a safetensors file."""
-        from safetensors.numpy import save_file
-
-        save_file({name: np.array(array, order="C") for name, array in self.items()}, str(path))
-
-    def load(self, path: str | PathLike[str]) -> None:
-        """Read from a safetensors file; checks like :meth:`update`."""
-        from pathlib import Path
-
-        from .._files import read_arrays
-
-        self.update(read_arrays(Path(path)))
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{n}: {'×'.join(map(str, a.shape))}" for n, a in self.items())
-        return f"PipelineParameters({shapes})"
 
 
 class AttentionPipeline:
@@ -130,10 +62,7 @@ class AttentionPipeline:
     def __init__(self, dim: int | None = None) -> None:
         if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
             raise ArgumentError("dim", dim, "a whole number of at least 1")
-        self._dim = dim
-        self._stages: dict[str, Stage] = {}
-        self._block = 0
-        self._settled = False
+        self._layout = Layout(dim)
 
     # ---- building -------------------------------------------------------------------------------
 
@@ -154,17 +83,7 @@ class AttentionPipeline:
             stage = Function(stage, derivative)
         elif derivative is not None:
             raise ArgumentError("derivative", derivative, "none with a Stage, which has its vjp")
-        if stage in self._stages.values():
-            raise ArgumentError("stage", stage.name, "a stage that is not in the pipeline yet")
-        chosen = self._named(stage.kind.replace("-", "_") if name is None else name, name)
-        width = self._width_before(len(self._stages))
-        if stage.takes is not None and width is not None and stage.takes != width:
-            before = f"{list(self._stages)[-1]} before it gives" if self._stages else "dim is"
-            raise ShapeError(chosen, f"width {stage.takes}", f"{width}, as {before} {width}")
-        stage.name = chosen
-        self._stages[chosen] = stage
-        self._settled = False
-        self._find_block()
+        self._layout.append(stage, name)
         return self
 
     def add_norm(
@@ -220,15 +139,7 @@ class AttentionPipeline:
         name
             Its name in the pipeline.
         """
-        if not self._stages:
-            raise ArgumentError("pipeline", "no stage before a residual", "a stage to go around")
-        place = self._block if start is None else self._place(start)
-        if place >= len(self._stages):
-            raise ArgumentError("pipeline", "no stage in this block", "a stage to go around")
-        entering, leaving = self._width_before(place), self._width_before(len(self._stages))
-        if None not in (entering, leaving) and entering != leaving:
-            around = list(self._stages)[place]
-            raise ShapeError("residual", f"width {leaving}", f"{entering}, which enters {around}")
+        place = self._layout.around(start)
         return self.add(Residual(place, scale), name=name)
 
     # ---- running --------------------------------------------------------------------------------
@@ -268,7 +179,7 @@ class AttentionPipeline:
         flow, dtype, single = self._flow(
             query, key, value, mask, context_mask, bias, training, rng, side
         )
-        for stage in self._stages.values():
+        for stage in self._layout.stages.values():
             flow.entries.append(flow.stream)
             flow.stream = self._checked(stage, stage.run(flow))
         out = flow.stream.astype(dtype, copy=False)
@@ -286,7 +197,7 @@ class AttentionPipeline:
             query, key, value, mask, context_mask, bias, training, rng, side
         )
         pulls: list[StagePullback] = []
-        for stage in self._stages.values():
+        for stage in self._layout.stages.values():
             flow.entries.append(flow.stream)
             out, pull = stage.vjp(flow)
             flow.stream = self._checked(stage, out)
@@ -308,7 +219,7 @@ class AttentionPipeline:
     ) -> PipelineGradients:
         waiting: dict[int, Array] = {}
         found = PipelineGradients(stream)
-        names = list(self._stages)
+        names = list(self._layout.stages)
         for place in reversed(range(len(pulls))):
             by = pulls[place](stream)
             for entry, gradient in by.entries.items():
@@ -329,28 +240,28 @@ class AttentionPipeline:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order."""
-        return tuple(self._stages.values())
+        return tuple(self._layout.stages.values())
 
     @property
     def dim(self) -> int | None:
         """Width of the stream that enters; None where nothing says it."""
-        return self._width_before(0)
+        return self._layout.width_before(0)
 
     @property
     def parameters(self) -> PipelineParameters:
         """Learned arrays of all stages, by ``stage.name``."""
-        self._settle(self.dim)
-        return PipelineParameters(self._stages)
+        self._layout.settle(self.dim)
+        return PipelineParameters(self._layout.stages)
 
     def initialise(self, rng: Any) -> None:
         """Set all parameters to fresh values from a seed or generator."""
         if rng is None:  # which NumPy takes for a seed of its own choice
             raise ArgumentError("rng", rng, "a seed or a numpy.random.Generator")
         generator = np.random.default_rng(rng)
-        self._settle(self.dim)
-        for place, stage in enumerate(self._stages.values()):
+        self._layout.settle(self.dim)
+        for place, stage in enumerate(self._layout.stages.values()):
             if stage.parameters:
-                width = self._width_before(place)
+                width = self._layout.width_before(place)
                 assert width is not None  # settled above
                 stage.initialise(width, generator)
 
@@ -361,7 +272,7 @@ class AttentionPipeline:
         """
         from .summary import Summary
 
-        self._settle(self.dim)
+        self._layout.settle(self.dim)
         return Summary.of(self, batch, tokens, keys)
 
     def picture(self) -> str:
@@ -374,13 +285,13 @@ class AttentionPipeline:
         return self.picture()
 
     def __len__(self) -> int:
-        return len(self._stages)
+        return len(self._layout.stages)
 
     def __getitem__(self, name: str) -> Stage:
-        return list(self._stages.values())[self._place(name)]
+        return list(self._layout.stages.values())[self._layout.place(name)]
 
     def __repr__(self) -> str:
-        return f"<pipeline {' → '.join(self._stages) or 'without stages'}>"
+        return f"<pipeline {' → '.join(self._layout.stages) or 'without stages'}>"
 
     # ---- keeping --------------------------------------------------------------------------------
 
@@ -414,10 +325,10 @@ class AttentionPipeline:
             raise ShapeError("query", stream.shape, "at least 1 axis: (dim,) or (..., tokens, dim)")
         if key is None and value is not None:
             raise ArgumentError("value", "an array", "none without a key")
-        self._settle(self.dim or stream.shape[-1])
+        self._layout.settle(self.dim or stream.shape[-1])
         dim = self.dim
         if dim is not None and stream.shape[-1] != dim:
-            first = next(iter(self._stages), "the pipeline")
+            first = next(iter(self._layout.stages), "the pipeline")
             raise ShapeError("query", stream.shape, f"a last axis of {dim}, which {first} takes")
         dtype = stream.dtype
         inner = compute_dtype(dtype, "query")
@@ -435,73 +346,10 @@ class AttentionPipeline:
         return flow, dtype, single
 
     def _checked(self, stage: Stage, out: Array) -> Array:
-        width = self._width_before(list(self._stages).index(stage.name) + 1)
+        width = self._layout.width_before(list(self._layout.stages).index(stage.name) + 1)
         if width is not None and out.shape[-1] != width:
             raise ShapeError(stage.name, out.shape, f"a stream of width {width} behind it")
         return out
-
-    def _named(self, base: str, given: str | None) -> str:
-        if given is not None:
-            if not given or "." in given or given in self._stages:
-                raise ArgumentError("name", given, "a name without dots that no other stage has")
-            return given
-        count = sum(1 for stage in self._stages if stage.rstrip("0123456789") == base)
-        return base if not count else f"{base}{count + 1}"
-
-    def _place(self, stage: int | str) -> int:
-        names = list(self._stages)
-        if isinstance(stage, str) and stage in names:
-            return names.index(stage)
-        if isinstance(stage, int) and not isinstance(stage, bool) and 0 <= stage < len(names):
-            return stage
-        raise ArgumentError("stage", stage, f"a place, or one of {', '.join(names) or 'none'}")
-
-    def _find_block(self) -> None:
-        """Where the present block begins; see the notes of the class."""
-        stages = list(self._stages.values())
-        if isinstance(stages[-1], Residual):
-            self._post_norm = not isinstance(stages[self._block], Norm)
-            self._block = len(stages)
-        elif (
-            isinstance(stages[-1], Norm)
-            and self._block == len(stages) - 1
-            and self._block > 0
-            and self._post_norm
-        ):
-            self._block = len(stages)
-
-    def _width_before(self, place: int) -> int | None:
-        """Width of the stream before a place, as far as `dim` and the stages say it."""
-        stages = list(self._stages.values())
-        width = self._dim
-        if width is None:
-            # Up to the first stage that takes one width only, all pass on what they get.
-            for stage in stages:
-                if stage.takes is not None:
-                    width = stage.takes
-                    break
-        if width is None:
-            return None
-        for stage in stages[:place]:
-            width = stage.gives(width)
-        return width
-
-    def _settle(self, width: int | None) -> None:
-        if self._settled:
-            return
-        if width is None:
-            if any(stage._parameters is None for stage in self._stages.values()):
-                raise ArgumentError(
-                    "pipeline", "stages of any width", "AttentionPipeline(dim=…), or a first run"
-                )
-            return
-        if self._dim is None and self.dim is None:
-            self._dim = width
-        for place, stage in enumerate(self._stages.values()):
-            before = self._width_before(place)
-            assert before is not None
-            stage.settle(before)
-        self._settled = True
 
 
 def _norm(name: str, options: Mapping[str, Any]) -> Stage:

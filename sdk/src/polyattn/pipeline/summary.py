@@ -39,7 +39,7 @@ class Summary:
         """Of a pipeline on a stream of this size, attending to so many keys of a context."""
         rows = []
         for place, stage in enumerate(pipeline.stages):
-            width = pipeline._width_before(place) or 0
+            width = pipeline._layout.width_before(place) or 0
             leaving = stage.gives(width)
             seen = tokens if keys is None or getattr(stage, "source", "") == "self" else keys
             work = stage.multiply_adds(tokens, seen, width)

@@ -35,7 +35,8 @@ from .miners import (
     RandomMiner,
     SemiHardMiner,
 )
-from .optimisers import SGD, Adam, AdamW, Optimiser
+from .optimiser import Optimiser
+from .optimisers import SGD, Adam, AdamW
 from .schedules import (
     Annealing,
     Constant,

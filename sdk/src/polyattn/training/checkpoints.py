@@ -15,7 +15,7 @@ from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, FileFormatError, ParameterError
 
 from ._checks import whole
-from .optimisers import Optimiser, is_managed
+from .optimiser import Optimiser, is_managed
 
 FORMAT, VERSION = "polyattn-checkpoint", 1
 

@@ -13,7 +13,8 @@ from polyattn_core.arrays import Array
 from polyattn_core.errors import ArgumentError, ParameterError, ShapeError
 
 from ._checks import real
-from .optimisers import Adam, Groups, Optimiser, Rate
+from .optimiser import Groups, Optimiser, Rate
+from .optimisers import Adam
 
 _LIMIT = 1 - 1e-6
 """Radii of the ball from which on points are moved inwards: 14.5 from the origin at κ = −1."""

@@ -15,7 +15,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from polyattn_core.simd import target
-from polyattn_core.simd.tiles import multiply
+from polyattn_core.simd.tile_products import multiply
 from polyattn_core.simd.vector import I32, Loop, Vectors, index
 
 _SHARP = float(np.log2(np.e))

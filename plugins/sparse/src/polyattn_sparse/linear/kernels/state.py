@@ -23,7 +23,7 @@ from numba.core import types
 from polyattn_core.simd.jit import inline
 from polyattn_core.simd.mathematics import exp
 from polyattn_core.simd.scores import aligned_start
-from polyattn_core.simd.tiles import ALIGN
+from polyattn_core.simd.tile_products import ALIGN
 
 from . import blocks, emission
 from .blocks import call
