@@ -4,9 +4,8 @@
 
     d = 2 s · arc(κ s²),   arc(t) = arcsin(√t)/√t for t > 0, arsinh(√−t)/√−t for t < 0, arc(0) = 1
 
-is one analytic function for spheres (κ > 0), the plane and hyperbolic spaces (κ < 0). LLVM does not
-vectorise its two sides together: where only 0 ≤ t ≤ 1 comes, `arc_positive` is many times faster,
-where only t ≤ 0, `arc_negative` is somewhat.
+is one analytic function for spheres (κ > 0), the plane and hyperbolic spaces (κ < 0). Both sides
+are computed of every number; where only 0 ≤ t ≤ 1 comes, `arc_positive` saves the other one.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from numba.core import types
 from numba.extending import overload
 
 from .logarithms import logarithm_of
-from .mathematics import IN_ORDER, floating, not_compiled
+from .mathematics import IN_ORDER, choose, floating, not_compiled
 
 arc = not_compiled("arc")
 arc_slope = not_compiled("arc_slope")
 arc_positive = not_compiled("arc_positive")
-arc_negative = not_compiled("arc_negative")
 
 _TERMS = {types.float32: 12, types.float64: 25}
 """Terms of the series that reach the precision of the type."""
@@ -63,35 +61,14 @@ def _arc_positive(t):  # type: ignore[no-untyped-def]
     quarter, quarter_turn = number(0.25), number(math.pi / 2)
 
     def implementation(t):  # type: ignore[no-untyped-def]
-        t = one if t > one else t
+        t = choose(t > one, one, t)
         root = np.sqrt(abs(t))
         far = t > quarter
         # arcsin(x) = π/2 − 2 arcsin(√((1 − x)/2)) brings t > ¼ to where the series is good.
-        folded = (one - root) * half if far else t
-        factor = -two * np.sqrt(folded if far else quarter)
-        factor = factor if far else one
-        start = quarter_turn if far else zero
-        return (start + factor * series(folded)) / (root if far else one)
-
-    return implementation
-
-
-@overload(arc_negative, jit_options=IN_ORDER)
-def _arc_negative(t):  # type: ignore[no-untyped-def]
-    kind = floating(t)
-    if kind is None:
-        return None
-    number = _number(kind)
-    series, ln = _polynomial(_taylor(kind)), logarithm_of(kind, above_one=True)
-    zero, one, quarter = number(0), number(1), number(0.25)
-
-    def implementation(t):  # type: ignore[no-untyped-def]
-        below = t < -quarter
-        root = np.sqrt(abs(t) if below else quarter)
-        over = root + root * root / (one + np.sqrt(one + root * root))
-        logarithm = ln(one + over, over)
-        inner = zero if below else t
-        return logarithm / root if below else series(inner)
+        folded = choose(far, (one - root) * half, t)
+        factor = choose(far, -two * np.sqrt(choose(far, folded, quarter)), one)
+        start = choose(far, quarter_turn, zero)
+        return (start + factor * series(folded)) / choose(far, root, one)
 
     return implementation
 
@@ -107,20 +84,19 @@ def _arc(t):  # type: ignore[no-untyped-def]
     quarter, quarter_turn = number(0.25), number(math.pi / 2)
 
     def implementation(t):  # type: ignore[no-untyped-def]
-        t = one if t > one else t
+        t = choose(t > one, one, t)
         root = np.sqrt(abs(t))
         far, below = t > quarter, t < -quarter
         # arcsin(x) = π/2 − 2 arcsin(√((1 − x)/2)) brings t > ¼ to where the series is good.
-        folded = (one - root) * half if far else t
-        inner = zero if below else folded
+        folded = choose(far, (one - root) * half, t)
+        inner = choose(below, zero, folded)
         sum_ = series(inner)
-        above = root if below else zero
+        above = choose(below, root, zero)
         over = above + above * above / (one + np.sqrt(one + above * above))
         logarithm = ln(one + over, over)
-        factor = -two * np.sqrt(folded if far else quarter)
-        factor = factor if far else (zero if below else one)
-        start = quarter_turn if far else zero
-        divisor = root if (far or below) else one
+        factor = choose(far, -two * np.sqrt(choose(far, folded, quarter)), choose(below, zero, one))
+        start = choose(far, quarter_turn, zero)
+        divisor = choose(far | below, root, one)
         return (start + logarithm + factor * sum_) / divisor
 
     return implementation
@@ -137,12 +113,12 @@ def _arc_slope(t):  # type: ignore[no-untyped-def]
     least = number(np.finfo(number).eps)
 
     def implementation(t):  # type: ignore[no-untyped-def]
-        t = one if t > one else t
+        t = choose(t > one, one, t)
         outside = abs(t) > quarter
-        sum_ = series(zero if outside else t)
-        safe = t if outside else one
+        sum_ = series(choose(outside, zero, t))
+        safe = choose(outside, t, one)
         room = one - t
-        room = least if room < least else room
-        return (one / np.sqrt(room) - arc(t)) / (two * safe) if outside else sum_
+        room = choose(room < least, least, room)
+        return choose(outside, (one / np.sqrt(room) - arc(t)) / (two * safe), sum_)
 
     return implementation

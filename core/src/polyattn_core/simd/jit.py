@@ -27,6 +27,9 @@ FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True}
 
+WITHOUT_CALLS: dict[str, Any] = {**OPTIONS, "forceinline": True}
+"""For functions of a number: a call that is left in a loop keeps it from being vectorised."""
+
 listeners = notices.listeners
 """Called with (kernel, seconds, from the cache) after each compilation or load."""
 

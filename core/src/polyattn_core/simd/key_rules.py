@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from ..errors import KernelError
 from .content import digest
-from .jit import OPTIONS, callback
+from .jit import WITHOUT_CALLS, callback
 from .rules import POSITIONS, ScoreRule
 from .vector import pointer
 
@@ -55,7 +55,7 @@ def _compile(rule: ScoreRule, dtype: str) -> Any:
             f"        scores[k] = rule({', '.join(['scores[k]', *taken])})",
         ]
     )
-    scope = {"rule": numba.njit(**OPTIONS)(rule.function), "__name__": __name__}
+    scope = {"rule": numba.njit(**WITHOUT_CALLS)(rule.function), "__name__": __name__}
     exec(source, scope)
     # What the arguments mean is in their names, which are no part of the code.
     tag = f"{rule.name}({', '.join(rule.arguments)}) {digest(rule.function)} {dtype} keys"

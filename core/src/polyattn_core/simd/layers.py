@@ -16,7 +16,7 @@ from numba.core import types
 from numba.extending import overload
 
 from . import threads
-from .jit import OPTIONS, Kernel
+from .jit import WITHOUT_CALLS, Kernel
 from .mathematics import exp, sigmoid, tanh
 from .scores import counter_type, take_task
 
@@ -38,7 +38,7 @@ def normal_cdf(x: float) -> float:
     raise TypeError("normal_cdf is for code that Numba compiles")
 
 
-@overload(normal_cdf, jit_options={**OPTIONS, "forceinline": True})  # or loops do not vectorise
+@overload(normal_cdf, jit_options=WITHOUT_CALLS)
 def _normal_cdf(x):  # type: ignore[no-untyped-def]
     if x is not types.float32:
         root = math.sqrt(0.5)

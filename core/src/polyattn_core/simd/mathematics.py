@@ -17,13 +17,13 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from .jit import FASTMATH, OPTIONS
+from .jit import FASTMATH, WITHOUT_CALLS
 
 # Re-association would add the two parts of ln 2 up to one, and errors would grow with the argument.
-IN_ORDER = {**OPTIONS, "fastmath": FASTMATH - {"reassoc"}}
+IN_ORDER = {**WITHOUT_CALLS, "fastmath": FASTMATH - {"reassoc"}}
 
 # Reciprocals of roots are not estimated either: at 0 the estimate is no number.
-FAITHFUL = {**OPTIONS, "fastmath": {"nsz", "contract"}}
+FAITHFUL = {**WITHOUT_CALLS, "fastmath": {"nsz", "contract"}}
 
 # (2^f − 1) / f on [−1/2, 1/2], constant term first.
 _COEFFICIENTS = {
@@ -87,6 +87,23 @@ def power_of_two(typing, n):  # type: ignore[no-untyped-def]
         return builder.bitcast(builder.shl(exponent, ir.Constant(bits, mantissa)), args[0].type)
 
     return n(n), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def choose(typing, test, yes, no):  # type: ignore[no-untyped-def]
+    """`yes if test else no` of two numbers of one type, both of which are computed.
+
+    Around the sides of a conditional expression LLVM may leave a branch, which a loop with much in
+    it does not vectorise; here there is none.
+    """
+    if yes != no:
+        return None
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        chosen = context.cast(builder, args[0], signature.args[0], types.boolean)
+        return builder.select(chosen, args[1], args[2])
+
+    return yes(test, yes, no), emit
 
 
 def not_compiled(name: str) -> Any:
@@ -198,7 +215,7 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(sigmoid, jit_options=OPTIONS)
+@overload(sigmoid, jit_options=WITHOUT_CALLS)
 def _sigmoid(x):  # type: ignore[no-untyped-def]
     kind = floating(x)
     if kind is None:

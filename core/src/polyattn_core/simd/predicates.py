@@ -15,7 +15,7 @@ from numba.core.errors import NumbaError
 
 from ..errors import KernelError
 from .content import digest
-from .jit import OPTIONS, callback
+from .jit import WITHOUT_CALLS, callback
 
 _I64 = types.int64
 _SIGNATURE = types.void(*[_I64] * 7, types.CPointer(types.uint8))
@@ -35,7 +35,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     found = _compiled.get(python)
     if found is not None:
         return found
-    jitted = function if hasattr(function, "py_func") else numba.njit(**OPTIONS)(function)
+    jitted = function if hasattr(function, "py_func") else numba.njit(**WITHOUT_CALLS)(function)
 
     def fill(batch, head, query, queries, key, keys, wide, out):  # type: ignore[no-untyped-def]
         for k in range(keys):

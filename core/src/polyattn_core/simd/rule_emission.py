@@ -380,8 +380,14 @@ def backward_source(
     after: dict[int, list[str]] = {TILE: [], KEY: [], QUERY: []}
     pairs: list[str] = []
 
+    products: dict[str, str] = {}
+
     def times_incoming(partial: int) -> str:
-        return f"{emitter.name(emitter.node(partial))} * incoming if live else ZERO"
+        # Taken of every pair and chosen afterwards: a branch around it would be one around all
+        # that it depends on, and no vectors.
+        factor = emitter.name(emitter.node(partial))
+        product = products.setdefault(factor, f"product{len(products)}")
+        return f"{product} if live else ZERO"
 
     for name, partial in partials.items():
         value = times_incoming(partial)
@@ -427,6 +433,7 @@ def backward_source(
         *_indented(emitter.lines[PAIR], 3),
         "            incoming = gradient[at]",
         "            live = incoming != ZERO",
+        *[f"            {name} = {factor} * incoming" for factor, name in products.items()],
         *_indented(pairs, 3),
         *_indented(after[KEY], 2),
         *emitter.for_queries(after_queries),

@@ -14,7 +14,7 @@ from ..errors import KernelError
 from . import rule_emission as emission
 from . import target
 from .content import digest
-from .jit import OPTIONS, callback
+from .jit import WITHOUT_CALLS, callback
 from .rule_definition import POSITIONS, WORDS, RuleDefinition
 from .rule_emission import Kind
 from .rule_graph import FLOAT
@@ -83,7 +83,7 @@ def _as_written(
             f"the score rule {rule.name} ({rule.place}) indexes {', '.join(rule.arrays)}, "
             f"which it can only where it is read, and that fails: {why}"
         )
-    scope["rule"] = numba.njit(**OPTIONS)(function)
+    scope["rule"] = numba.njit(**WITHOUT_CALLS)(function)
     slots = emission.places(kinds, dtype)
     words = {
         "batch": "meta[0]", "head": "meta[1]", "query": "(meta[2] + j)",
@@ -119,8 +119,10 @@ def _as_written(
         "            live = incoming != ZERO",
         # Taken apart, so that another number of partial derivatives does not compile.
         f"            {', '.join(f'by_{n}' for n in names)}, = {call}",
-        f"            gradient[at] = by_{names[0]} * incoming if live else ZERO",
-        *[f"            {adds[n]} += by_{n} * incoming if live else ZERO" for n in names[1:]],
+        # Products of every pair, chosen from afterwards: see `rule_emission.backward_source`.
+        *[f"            to_{n} = by_{n} * incoming" for n in names],
+        f"            gradient[at] = to_{names[0]} if live else ZERO",
+        *[f"            {adds[n]} += to_{n} if live else ZERO" for n in names[1:]],
         *(["        d_column[k] += of_column"] if rule.column else []),
         *[f"    d_parameters[{slots[n]}] += s_{n}" for n in own if kinds[n].kind == FLOAT],
     ]

@@ -46,7 +46,8 @@ def weight_operations(dtype: str) -> SimpleNamespace:
     def pack_state(normaliser, first, second, b, h, q0, nq, scratch, to):  # type: ignore[no-untyped-def]
         """What the forward kernel left for each query: two rows; neutral in empty rows.
 
-        The third is what a soft-max has to take from its exponents besides the first.
+        The third is what a soft-max has to take from its exponents besides the first, and for
+        soft-pick the 1 of eˢ − 1 after its shift.
 
         Lanes without a query have +inf, from which every soft-max makes weights 0: their scores
         are what biases and rules say, and a weight that overflowed would be NaN times 0.
@@ -57,7 +58,8 @@ def weight_operations(dtype: str) -> SimpleNamespace:
                 x, y = first[b, h, q0 + j], second[b, h, q0 + j]
             scratch[to + j] = zero if x == lowest else x
             scratch[to + wide + j] = y
-            scratch[to + 2 * wide + j] = y if normaliser == SOFTMAX and j < nq else zero
+            third = y if normaliser == SOFTMAX and j < nq else zero
+            scratch[to + 2 * wide + j] = exp(-y) if normaliser == SOFTPICK else third
 
     @embed
     def recompute(
@@ -90,11 +92,12 @@ def weight_operations(dtype: str) -> SimpleNamespace:
             for i in range(nk):
                 at = scores + i * wide
                 for j in range(wide):
-                    # The second row is the shift; see forward.
-                    shift = scratch[second + j]
-                    score = scratch[at + j]
-                    less = exp(score - shift) - exp(-shift)
-                    less = expm1(score) * exp(-shift) if abs(score) < one else less
+                    # The second row is the shift; see forward. Both sides are taken of every
+                    # score, so that no vector waits for a branch.
+                    score, unit = scratch[at + j], scratch[state + 2 * wide + j]
+                    small = expm1(score) * unit
+                    less = exp(score - scratch[second + j]) - unit
+                    less = small if abs(score) < one else less
                     scratch[at + j] = zero if less < zero else less / scratch[first + j]
             return
         if normaliser == TOP_K:

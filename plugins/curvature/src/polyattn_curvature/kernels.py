@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyattn_core.simd.inverses import arc, arc_negative, arc_positive, arc_slope
+from polyattn_core.simd.inverses import arc, arc_positive, arc_slope
 from polyattn_core.simd.rules import score_rule, squared_norm
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -31,49 +31,37 @@ def angle_derivative(dot, sharpness, noise):  # type: ignore[no-untyped-def]
     return (sharpness * slope, -TWO * np.sqrt(square) * arc_positive(square), ZERO)
 
 
-def _stereographic(arc_):  # type: ignore[no-untyped-def]
-    """The rule with one of the arc functions, which differ in what they vectorise."""
-
-    @score_rule(row=squared_norm, column=squared_norm)
-    def stereographic(dot, row, column, sharpness, curvature, noise):  # type: ignore[no-untyped-def]
-        """−sharpness · d in the κ-stereographic model, for κ of either sign and 0."""
-        square = row + column - TWO * dot
-        square = ZERO if square < noise * (row + column) else square
-        w = square / ((ONE + curvature * row) * (ONE + curvature * column))
-        return -TWO * sharpness * np.sqrt(w) * arc_(curvature * w)
-
-    @stereographic.derivative
-    def stereographic_derivative(  # type: ignore[no-untyped-def]
-        dot, row, column, sharpness, curvature, noise
-    ):
-        square = row + column - TWO * dot
-        square = ZERO if square < noise * (row + column) else square
-        own, their = ONE + curvature * row, ONE + curvature * column
-        w = square / (own * their)
-        t = curvature * w
-        root = np.sqrt(w)
-        room = ONE - t
-        apart = w > ZERO and room > NEAR
-        slope = -sharpness / (root * np.sqrt(room) if apart else ONE)
-        slope = slope if apart else ZERO
-        by_square = slope / (own * their)
-        by_own, by_their = -slope * w / own, -slope * w / their
-        by_curvature = by_own * row + by_their * column - TWO * sharpness * w * root * arc_slope(t)
-        return (
-            -TWO * by_square,
-            by_square + curvature * by_own,
-            by_square + curvature * by_their,
-            -TWO * root * arc_(t),
-            by_curvature,
-            ZERO,
-        )
-
-    return stereographic
+@score_rule(row=squared_norm, column=squared_norm)
+def stereographic(dot, row, column, sharpness, curvature, noise):  # type: ignore[no-untyped-def]
+    """−sharpness · d in the κ-stereographic model, for κ of either sign and 0."""
+    square = row + column - TWO * dot
+    square = ZERO if square < noise * (row + column) else square
+    w = square / ((ONE + curvature * row) * (ONE + curvature * column))
+    return -TWO * sharpness * np.sqrt(w) * arc(curvature * w)
 
 
-stereographic = _stereographic(arc)
-"""For curvatures of both signs among the heads."""
-stereographic_positive = _stereographic(arc_positive)
-"""For curvatures of at least 0."""
-stereographic_negative = _stereographic(arc_negative)
-"""For curvatures of at most 0."""
+@stereographic.derivative
+def stereographic_derivative(  # type: ignore[no-untyped-def]
+    dot, row, column, sharpness, curvature, noise
+):
+    square = row + column - TWO * dot
+    square = ZERO if square < noise * (row + column) else square
+    own, their = ONE + curvature * row, ONE + curvature * column
+    w = square / (own * their)
+    t = curvature * w
+    root = np.sqrt(w)
+    room = ONE - t
+    apart = w > ZERO and room > NEAR
+    slope = -sharpness / (root * np.sqrt(room) if apart else ONE)
+    slope = slope if apart else ZERO
+    by_square = slope / (own * their)
+    by_own, by_their = -slope * w / own, -slope * w / their
+    by_curvature = by_own * row + by_their * column - TWO * sharpness * w * root * arc_slope(t)
+    return (
+        -TWO * by_square,
+        by_square + curvature * by_own,
+        by_square + curvature * by_their,
+        -TWO * root * arc(t),
+        by_curvature,
+        ZERO,
+    )

@@ -142,13 +142,7 @@ class KappaStereographic(Mapped):
 
         noise = _NOISE * np.finfo(call.dtype).eps
         kappa = np.repeat(self.parameters["curvature"], self.config.heads // self._key_heads)
-        if np.all(kappa >= 0):
-            rule = kernels.stereographic_positive
-        elif np.all(kappa <= 0):
-            rule = kernels.stereographic_negative
-        else:
-            rule = kernels.stereographic
-        return [(rule, (self.parameters["beta"], kappa, noise))]
+        return [(kernels.stereographic, (self.parameters["beta"], kappa, noise))]
 
     def _parameter_gradients(self, rule_parameters: Array, sink: Array | None) -> dict[str, Array]:
         group = self.config.heads // self._key_heads
