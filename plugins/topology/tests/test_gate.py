@@ -314,6 +314,14 @@ def test_calls_alike_go_through_every_mode(create, rng):
     assert {count for _, count in measured} == {1}
 
 
+def test_causal_calls_alike(create, rng):
+    gated = create("topology-gated", dim=8, causal=True)
+    x = keys(rng)[None, None]
+    expected = create_any("flash", dim=8, causal=True).attend(x, x, x)
+    for _ in range(3):
+        np.testing.assert_allclose(gated.attend(x, x, x), expected)
+
+
 def test_frozen_calls_alike_admit_no_more(create, rng):
     gated = create("topology-gated", dim=8)
     few, many = keys(rng, 6)[None, None], keys(rng, 12, camps=True)[None, None]

@@ -93,7 +93,7 @@ class ComponentQuantizer:
                 codes = np.clip(np.rint(part / safe), -most, most)
             codes = np.where(np.isfinite(codes), codes, 0) + most
             whole = np.unpackbits(_octets(codes, bits), axis=-1)
-            each = whole.reshape((*part.shape, -1))[..., -bits:]
+            each = whole.reshape((*part.shape, 8 if bits <= 8 else 16))[..., -bits:]
             pieces.append(each.reshape((*part.shape[:-1], part.shape[-1] * bits)))
         packed = np.packbits(np.concatenate(pieces, axis=-1), axis=-1)
         return PackedVectors(packed, np.stack(steps, axis=-1))

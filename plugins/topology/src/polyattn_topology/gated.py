@@ -187,7 +187,8 @@ class TopologyGatedAttention(Mechanism):
         **side: Any,
     ) -> Array:
         layout = None
-        if mask is None and bias is None and training is False and not side:
+        plain = mask is None and bias is None and training is False and not side
+        if plain and not self.config.causal:
             layout = _layout(query, key, value)
         if layout in self._known and not diagnostics.wanted(diagnostics.AttentionComputed):
             # Nothing is wrong with such arguments, and `inner` need not look at them again either.
