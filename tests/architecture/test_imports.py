@@ -73,7 +73,11 @@ class Rule(NamedTuple):
 def family_rules(package: str) -> tuple[Rule, ...]:
     return (
         Rule(package, (), (package,)),
-        Rule(rf"{package}\.plugin", ("polyattn_core.hooks", "polyattn_core.spec", f"={package}")),
+        Rule(
+            # A family of several parts has a manifest for each.
+            rf"{package}(\..*)?\.(plugin|manifest)",
+            ("polyattn_core.hooks", "polyattn_core.spec", f"={package}", f"{package}*.manifest"),
+        ),
         Rule(rf"{package}(\..*)?\.config", ("pydantic", *CORE, package)),
         Rule(
             rf"{package}(\..*)?\.reference(\..*)?",

@@ -190,7 +190,7 @@ def polyattn_presets() -> list[PresetSpec]:
     return presets_from_toml(_MODULE, FAMILY)
 
 
-_CASES = f"{_MODULE}.cases"
+_CASES = f"{_MODULE}.conformance"
 
 
 @hookimpl
