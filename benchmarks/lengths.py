@@ -56,7 +56,7 @@ def measure() -> list[dict[str, object]]:
             done = subprocess.run(command, capture_output=True, check=True, text=True)
             peaks["numpy"] = float(done.stdout) / 1e6
         present = {n: call for n, call in candidates.items() if call is not None}
-        for name, taken in timing.interleaved(present, 3, 0.03).items():
+        for name, taken in timing.interleaved(present, 5, 0.03).items():
             row: dict[str, object] = {"tokens": tokens, "what": name, "ms": 1e3 * taken}
             if name in peaks:
                 row["MB"] = peaks[name]

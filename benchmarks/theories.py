@@ -50,7 +50,7 @@ def measure() -> list[dict[str, object]]:
 def _pair(row: dict[str, object], mechanism: Any, flash: Any, tokens: int) -> float:
     inputs = arrays(tokens)
     calls = {"flash": lambda: flash.attend(*inputs), "this": lambda: mechanism.attend(*inputs)}
-    seconds = timing.interleaved(calls, 5 if tokens == SHORT else 1, 0.03)
+    seconds = timing.interleaved(calls, 5 if tokens == SHORT else 3, 0.03)
     row[f"÷ flash at {tokens:,}"] = seconds["this"] / seconds["flash"]
     return seconds["this"]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 quick = False
 """Fewer and shorter rounds; set by run.py."""
-PAUSE = 0.05
-"""Seconds between candidates: the threads of OpenMP and BLAS spin for up to 26 milliseconds after
-a call, and would take the time of whoever comes next."""
+PAUSE = 0.2
+"""Seconds between candidates: after a call the threads of OpenMP spin for up to 26 milliseconds,
+those of OpenBLAS for more than 50, and would take the time of whoever comes next."""
 say: Callable[[str], None] = lambda text: None  # noqa: E731
 """Told what is being measured; set by run.py."""
 
