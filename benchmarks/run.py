@@ -84,7 +84,7 @@ def main() -> int:
     available = parts()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=available, default=list(available))
-    parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds: 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"))
     parser.add_argument(
         "--markdown", type=Path, help="write the tables to this file too, between its marks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -305,10 +306,7 @@ def test_outputs_are_within_the_bound_that_is_stated(build: Any, storage: str, s
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_narrow_queries(build: Any, name: str) -> None:
-    if name == "bfloat16":
-        dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
-    else:
-        dtype = np.dtype(name)
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
     mechanism = build(**LAYOUT, causal=True)
     query, key, value = (x.astype(dtype) for x in draw())
     for storage in (name, "float32", "int8"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,7 +51,6 @@ def test_errors_are_within_their_bounds(array: Any, name: str) -> None:
 
 
 def test_bfloat16_rounds_like_the_library() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     bits = np.random.default_rng(0).integers(0, 2**32, 20_000, np.uint32)
     array = bits.view(np.float32)
     array = np.concatenate([array[np.isfinite(array)], [0.0, -0.0, 1.00390625, 1.01171875]])

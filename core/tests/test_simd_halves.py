@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -11,7 +12,6 @@ from polyattn_core.masks import Causal, Documents, Padding, Window
 from polyattn_core.simd import halves
 from polyattn_core.streaming import StreamingMechanism
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(
     not halves.supported(), reason="the processor does not multiply pairs of bfloat16"
 )

@@ -151,28 +151,9 @@ class StreamingMechanism(Mechanism):
             arrays["position.table"] = rng.normal(0, 0.02, shape).astype(np.float32)
         return arrays
 
-    def attend(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        *,
-        mask: Any = None,
-        bias: Any = None,
-        training: bool = False,
-        rng: Any = None,
-        **side: Any,
-    ) -> Array:
-        if mask is None and bias is None and training is False and not side:
-            plans = self._plans
-            output = None if plans is None else plans.attend(self, query, key, value)
-            if output is not None:
-                return output
-        return super().attend(
-            query, key, value, mask=mask, bias=bias, training=training, rng=rng, **side
-        )
-
-    attend.__doc__ = Mechanism.attend.__doc__
+    def _attend_again(self, query: Any, key: Any, value: Any) -> Array | None:
+        plans = self._plans
+        return None if plans is None else plans.attend(self, query, key, value)
 
     def _plan(self, query: Array, key: Array, value: Array) -> Plan | None:
         """The plan of a call; None unless the kernel reads the very arrays that are passed."""

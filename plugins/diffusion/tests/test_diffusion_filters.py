@@ -81,7 +81,8 @@ def test_all_pairs_reach_half_as_far(kind: LaplacianType) -> None:
 @pytest.mark.parametrize("k", [None, 5])
 @pytest.mark.parametrize("alpha", [0.9, 0.15, 0.003])
 @pytest.mark.parametrize(("dtype", "tolerance", "error"), [
-    ("float64", 1e-12, 1e-11), ("float32", 1e-6, 2e-5), ("float64", 1e-3, 1e-3)
+    ("float64", 1e-12, 1e-11), ("float32", 1e-6, 2e-5), ("float64", 1e-3, 1e-3),
+    ("float64", 1e-300, 1e-11)
 ])  # fmt: skip
 def test_resolvent_against_a_solver(
     kind: LaplacianType, k: int | None, alpha: float, dtype: str, tolerance: float, error: float

@@ -67,40 +67,45 @@ class Resolvent:
             found: Array = np.einsum("bhnd,bhnd->bhd", weighed, b)[:, :, None]
             return found
 
-        largest = np.abs(x).max(axis=2, keepdims=True, initial=0)
-        scale = np.where(largest > 0, largest, 1).astype(x.dtype)  # so that squares stay finite
-        with np.errstate(invalid="ignore"):
+        # What is NaN stays NaN, in its own column.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            largest = np.abs(x).max(axis=2, keepdims=True, initial=0)
+            scale = np.where(largest > 0, largest, 1).astype(x.dtype)  # so that squares stay finite
             residual: Array = x / scale
-        solution = np.zeros_like(residual)
-        direction = residual.copy()
-        square = inner(residual, residual)
-        enough = self.tolerance**2 * square
-        settled = square == 0
-        for _ in range(self._most(operator)):
-            image = operator.apply(direction)
-            image *= 1 - alpha
-            image += alpha * direction
-            with np.errstate(invalid="ignore", divide="ignore"):
+            solution = np.zeros_like(residual)
+            direction = residual.copy()
+            square = inner(residual, residual)
+            tolerance = self._reachable(x)
+            enough = tolerance**2 * square
+            settled = square == 0
+            for _ in range(self._most(operator, tolerance)):
+                image = operator.apply(direction)
+                image *= 1 - alpha
+                image += alpha * direction
                 step = square / inner(direction, image)
-            step[settled] = 0  # never what is NaN, which spreads
-            solution += step * direction
-            residual -= step * image
-            before, square = square, inner(residual, residual)
-            roughest = np.abs(residual).max(axis=2, keepdims=True, initial=0)
-            settled |= (square <= enough) & (roughest <= self.tolerance)
-            if (settled | np.isnan(square)).all():
-                solution *= alpha * scale
-                return solution
-            np.divide(square, before, out=step, where=before > 0)
-            direction *= step
-            direction += residual
-        raise ArgumentError("tolerance", self.tolerance, "one that rounding permits")
+                step[settled] = 0
+                solution += step * direction
+                residual -= step * image
+                before, square = square, inner(residual, residual)
+                roughest = np.abs(residual).max(axis=2, keepdims=True, initial=0)
+                settled |= (square <= enough) & (roughest <= tolerance)
+                if (settled | np.isnan(square)).all():
+                    break
+                np.divide(square, before, out=step, where=before > 0)
+                direction *= step
+                direction += residual
+            solution *= alpha * scale
+        return solution
 
-    def _most(self, operator: Operator) -> int:
+    def _reachable(self, x: Array) -> float:
+        """The tolerance, or what rounding leaves anyway."""
+        return max(self.tolerance, float(np.finfo(x.dtype).eps))
+
+    def _most(self, operator: Operator, tolerance: float) -> int:
         """Iterations that leave no number over the tolerance, but for rounding."""
         root = math.sqrt((self.alpha + (1 - self.alpha) * operator.reach) / self.alpha)
         mass = float(operator.graph.shape[2])
         if operator.measure is not None:
             mass *= float(operator.measure.max() / operator.measure.min())
         rate = max(math.log1p(2 / (root - 1)), _LEAST_RATE)
-        return math.ceil(math.log(2 * root * math.sqrt(max(mass, 1.0)) / self.tolerance) / rate) + 1
+        return math.ceil(math.log(2 * root * math.sqrt(max(mass, 1.0)) / tolerance) / rate) + 1

@@ -14,7 +14,7 @@ import numpy as np
 
 from polyattn_core import diagnostics, resolver
 from polyattn_core.arrays import Array
-from polyattn_core.errors import ArgumentError, ConfigError, FileFormatError
+from polyattn_core.errors import ArgumentError, ConfigError, FileFormatError, PolyattnError
 from polyattn_core.masks import Padding
 from polyattn_core.mechanism import Call, Mechanism, Pullback
 from polyattn_core.spec import MechanismSpec
@@ -174,38 +174,24 @@ class TopologyGatedAttention(Mechanism):
 
     # ---- attention ------------------------------------------------------------------------------
 
-    def attend(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        *,
-        mask: Any = None,
-        bias: Any = None,
-        training: bool = False,
-        rng: Any = None,
-        **side: Any,
-    ) -> Array:
-        layout = None
-        plain = mask is None and bias is None and training is False and not side
-        if plain and not self.config.causal:
-            layout = _layout(query, key, value)
-        if layout in self._known and not diagnostics.wanted(diagnostics.AttentionComputed):
-            # Nothing is wrong with such arguments, and `inner` need not look at them again either.
-            state = self._advance(key)
-            if self._admitted(state, key.shape[-2]):
-                assert state.mode is not None
-                return self.mechanism(state.mode).attend(query, key, value)
-        output = super().attend(
-            query, key, value, mask=mask, bias=bias, training=training, rng=rng, **side
-        )
-        if layout is not None:
+    def _attend_again(self, query: Any, key: Any, value: Any) -> Array | None:
+        layout = None if self.config.causal else _layout(query, key, value)
+        if layout is None:
+            return None
+        if layout not in self._known:
+            try:
+                self._prepare(query, key, value, None, None, False, None, {})
+            except PolyattnError:
+                return None  # said where the arguments are as they were passed
             if len(self._known) >= _LAYOUTS:
                 self._known.clear()
             self._known.add(layout)
-        return output
-
-    attend.__doc__ = Mechanism.attend.__doc__
+        # Nothing is wrong with such arguments, and `inner` need not look at them again either.
+        state = self._advance(key)
+        if not self._admitted(state, key.shape[-2]):
+            return None
+        assert state.mode is not None
+        return self.mechanism(state.mode).attend(query, key, value)
 
     @staticmethod
     def _admitted(state: GateState, keys: int) -> bool:
